@@ -1,0 +1,1 @@
+"""The `anabranch` command and the async Python client it uses."""

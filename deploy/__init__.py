@@ -1,0 +1,1 @@
+"""Where Anabranch runs."""

@@ -1,0 +1,1 @@
+"""The services: each is one process, `python -m anabranch.services.<name>`."""

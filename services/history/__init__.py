@@ -1,0 +1,1 @@
+"""Run events in, the read side out."""

@@ -1,0 +1,1 @@
+"""PURE: `decide(run, message, at) -> Decision`. Imports `shared.contracts` only."""

@@ -1,0 +1,1 @@
+"""The worker runtime, and one package per step type of the house."""

@@ -1,0 +1,1 @@
+"""PURE: ids, pipeline spec, messages, topics, retry policy, errors, codec."""

@@ -1,0 +1,89 @@
+"""Messages to records and back: JSON values, CloudEvents 1.0 binary-mode headers, a W3C `traceparent`.
+
+CloudEvents: Kafka Protocol Binding 1.0.2 §3.2 (binary content mode). What cannot be decoded becomes a value,
+`Undecodable`, never an exception in a consume loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from anabranch.shared.contracts.ids import trace_id_of_run, traceparent
+from anabranch.shared.contracts.messages import Message
+from anabranch.shared.contracts.times import rfc3339
+
+Headers = tuple[tuple[str, bytes], ...]
+M = TypeVar("M")
+
+_SPEC_VERSION: Final = ("ce_specversion", b"1.0")
+_ERROR_CHARS: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A record's value and headers, ready to append."""
+
+    value: bytes
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """A record that is not a message of its topic: its raw bytes, and what is wrong with them."""
+
+    value: bytes | None
+    reason: str
+
+
+def encode(message: Message, *, message_id: str, source: str, at_ms: int, trace_id: str) -> Encoded:
+    """Return the message as a record. `at_ms` is the broker time of the record that caused it."""
+    return Encoded(
+        value=message.__pydantic_serializer__.to_json(message, exclude_none=True),
+        headers=headers_of(type(message).__name__, message_id=message_id, source=source, at_ms=at_ms, trace_id=trace_id),
+    )
+
+
+def headers_of(message_type: str, *, message_id: str, source: str, at_ms: int, trace_id: str) -> Headers:
+    """Return the CloudEvents headers and the `traceparent` of a message."""
+    return (
+        ("ce_id", message_id.encode()),
+        ("ce_type", message_type.encode()),
+        ("ce_source", source.encode()),
+        ("ce_time", rfc3339(at_ms).encode()),
+        _SPEC_VERSION,
+        ("traceparent", traceparent(trace_id, message_id).encode()),
+    )
+
+
+def decode(adapter: TypeAdapter[M], value: bytes | None) -> M | Undecodable:
+    """Return the message in a record's value, or an `Undecodable` that says what is wrong."""
+    if value is None:
+        return Undecodable(None, "the record has no value")
+    try:
+        return adapter.validate_json(value)
+    except ValidationError as error:
+        return Undecodable(value, _first_words(error))
+
+
+def header(headers: Sequence[tuple[str, bytes]], name: str) -> str | None:
+    """Return a header's text, or None when it is absent or is not UTF-8."""
+    for key, value in headers:
+        if key == name:
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return None
+    return None
+
+
+def trace_id_or(trace_id: str, run_id: str) -> str:
+    """Return the trace id a client sent, or the one that the run's id makes."""
+    return trace_id or trace_id_of_run(run_id)
+
+
+def _first_words(error: ValidationError) -> str:
+    faults: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
+    words = "; ".join(f"{'/'.join(map(str, fault['loc'])) or 'value'}: {fault['msg']}" for fault in faults[:5])
+    return words[:_ERROR_CHARS]

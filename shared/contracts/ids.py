@@ -1,0 +1,51 @@
+"""Ids: each is derived from what it names, so that a repeat is recognisable by anyone."""
+
+import hashlib
+from typing import Final
+from uuid import UUID, uuid5
+
+import uuid_utils
+
+RUN_NAMESPACE: Final = UUID("6a6ca2b6-8d6f-5d0c-9a2c-2b6f5f0f7a11")
+"""Namespace of run ids that are derived from an idempotency key (UUIDv5, RFC 9562 §5.5)."""
+
+
+def new_run_id() -> str:
+    """Return a time-ordered UUIDv7 (RFC 9562 §5.7), as text of 36 characters."""
+    return str(uuid_utils.uuid7())
+
+
+def run_id_for_key(tenant: str, key: str) -> str:
+    """Return the run id that every submission of `tenant` with this idempotency key has."""
+    return str(uuid5(RUN_NAMESPACE, f"{len(tenant)}:{tenant}:{key}"))
+
+
+def attempt_id(run_id: str, step: str, attempt: int) -> str:
+    """Return the id of one try of a step: of its command, and of its result behind a suffix."""
+    return f"{run_id}/{step}/{attempt}"
+
+
+def event_id(run_id: str, seq: int) -> str:
+    """Return the id of a run's event number `seq`, which counts from 1 without gap."""
+    return f"{run_id}/{seq}"
+
+
+def timer_id(kind: str, step: str, number: int) -> str:
+    """Return the id of a timer within its run; `number` tells apart the timers of a kind that follow one another."""
+    return f"{kind}/{step}/{number}"
+
+
+def idempotency_key(run_id: str, step: str) -> str:
+    """Return the key a handler may hand on to other systems: the same for every attempt of the step."""
+    return f"{run_id}/{step}"
+
+
+def traceparent(trace_id: str, message_id: str) -> str:
+    """Return the W3C `traceparent` of a message: the run's trace, and a span id derived from the message's id."""
+    span = hashlib.blake2b(message_id.encode(), digest_size=8).hexdigest()
+    return f"00-{trace_id}-{span}-01"
+
+
+def trace_id_of_run(run_id: str) -> str:
+    """Return the trace id (32 hex digits) of a run whose client sent none."""
+    return run_id.replace("-", "")

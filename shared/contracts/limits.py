@@ -1,0 +1,47 @@
+"""The one table of limits: the validator, the core and the topic settings read it, nobody else has numbers of their own.
+
+Bytes are encoded bytes, counts are counts. Limits are never wall time, so that a decision does not depend on a machine.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# What a client may send.
+MAX_BODY_BYTES: Final = 2 * MIB
+MAX_NESTING: Final = 64
+MAX_STEPS: Final = 10_000
+MAX_NEEDS: Final = 10_000
+MAX_NAME_CHARS: Final = 63
+MAX_DESCRIPTION_BYTES: Final = 4 * KIB
+MAX_INPUTS_BYTES: Final = 256 * KIB
+MAX_LABELS: Final = 32
+MAX_LABEL_CHARS: Final = 256
+MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
+MAX_INTEGER: Final = 2**63 - 1
+
+# What an expression may do.
+MAX_EXPRESSION_CHARS: Final = 4 * KIB
+MAX_LIST_UNDER_MACRO: Final = 10_000
+MAX_RENDERED_BYTES: Final = 1 * MIB
+
+# What a step may hold. A command carries one input, a result one output.
+MAX_STEP_INPUT_BYTES: Final = 1 * MIB
+MAX_STEP_OUTPUT_BYTES: Final = 1 * MIB
+MAX_ERROR_MESSAGE_CHARS: Final = 4 * KIB
+MAX_ERROR_DETAILS_BYTES: Final = 16 * KIB
+
+# What a record may weigh: the largest body, its inputs and the envelope fit, and a dead letter of such a record too
+# (base64 makes 4/3 of it).
+MAX_RECORD_BYTES: Final = 4 * MIB
+MAX_MESSAGE_BYTES: Final = 3 * MIB
+
+# How long anything may wait, seconds.
+MAX_WAIT_S: Final = 30 * 24 * 3600
+DEFAULT_RUN_TIMEOUT_S: Final = 900.0
+DEFAULT_STEP_TIMEOUT_S: Final = 300.0
+
+# How much of a run is in flight.
+DEFAULT_WINDOW: Final = 256  # steps of one run dispatched and not finished; results release the next
+STEPS_PER_TURN: Final = 256  # steps one decision may settle; a larger expansion goes on by a Continue record

@@ -1,0 +1,337 @@
+"""Every message on every topic. Commands are imperative, events past tense; unknown fields are tolerated on the wire.
+
+Times inside are integer milliseconds of broker time (`at_ms`); run events, which anyone may read, say RFC 3339 (`at`).
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from anabranch.shared.contracts.errors import StepError
+from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW
+
+
+class Message(BaseModel):
+    """Base of what travels as a record's value: JSON, told apart by `type`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+# --- pipelines.inbox: everything that can change a run --------------------------------------------------------------
+
+
+class RunSettings(BaseModel):
+    """What a decision depends on beside the log: stamped into the submission by the gateway, never read later."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    window: int = Field(default=DEFAULT_WINDOW, ge=1)  # steps in flight at once
+    run_timeout_s: float = Field(default=DEFAULT_RUN_TIMEOUT_S, gt=0)
+    step_timeout_s: float = Field(default=DEFAULT_STEP_TIMEOUT_S, gt=0)
+    suspect_s: float = Field(default=5.0, ge=0)  # between a lapsed lease and the next attempt
+    cancel_grace_s: float = Field(default=10.0, ge=0)  # how long a stopping run waits for its workers' answers
+    max_losses: int = Field(default=5, ge=0)  # lost workers after which a step fails with WorkerLost
+
+
+class SubmitRun(Message):
+    """Start a run. `definition` is the pipeline as canonical JSON text: it is compiled once per content."""
+
+    type: Literal["SubmitRun"] = "SubmitRun"
+    run_id: str
+    tenant: str
+    definition: str
+    inputs: dict[str, Any] = {}
+    labels: dict[str, str] = {}
+    revision: int | None = None
+    body_hash: str = ""  # of what the client sent, so that a key with another body is recognised
+    keep_s: int = 0  # how long a repeat must be recognised after the run's end; 0: no key was given
+    trace_id: str = ""
+    settings: RunSettings = RunSettings()
+
+
+class CancelRun(Message):
+    """Stop a run: nothing new starts, what runs is cancelled."""
+
+    type: Literal["CancelRun"] = "CancelRun"
+    run_id: str
+    reason: str = "cancelled by request"
+
+
+class AttemptStarted(Message):
+    """A worker holds this attempt under a lease of `lease_s` seconds from this record's broker time."""
+
+    type: Literal["AttemptStarted"] = "AttemptStarted"
+    run_id: str
+    step: str
+    attempt: int
+    lease_s: float
+    worker: str
+
+
+class AttemptSucceeded(Message):
+    """The handler returned `output` after `duration_ms`."""
+
+    type: Literal["AttemptSucceeded"] = "AttemptSucceeded"
+    run_id: str
+    step: str
+    attempt: int
+    output: Any = None
+    duration_ms: int = 0
+
+
+class AttemptFailed(Message):
+    """The handler raised. `terminal`: not to be retried; `retry_after_s`: not before; `timed_out`: by its own limit."""
+
+    type: Literal["AttemptFailed"] = "AttemptFailed"
+    run_id: str
+    step: str
+    attempt: int
+    error: StepError
+    terminal: bool = False
+    timed_out: bool = False
+    retry_after_s: float | None = None
+    duration_ms: int = 0
+
+
+class AttemptCancelled(Message):
+    """The worker stopped the handler, or never started it, because it was told to."""
+
+    type: Literal["AttemptCancelled"] = "AttemptCancelled"
+    run_id: str
+    step: str
+    attempt: int
+    duration_ms: int = 0
+
+
+class Lease(BaseModel):
+    """One attempt that a worker still holds, and what its handler last said of its progress."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: str
+    step: str
+    attempt: int
+    progress: Any = None
+
+
+class LeasesRenewed(Message):
+    """A worker still holds these attempts, all of runs in the partition this record was written to."""
+
+    type: Literal["LeasesRenewed"] = "LeasesRenewed"
+    worker: str
+    lease_s: float
+    leases: tuple[Lease, ...]
+
+
+class LeaseRenewed(Message):
+    """One lease of a `LeasesRenewed`, as the run it concerns sees it. Never on the wire."""
+
+    type: Literal["LeaseRenewed"] = "LeaseRenewed"
+    run_id: str
+    step: str
+    attempt: int
+    lease_s: float
+    progress: Any = None
+
+
+class TimerFired(Message):
+    """A timer of the run is due. It means something only if it is still current when it is read back."""
+
+    type: Literal["TimerFired"] = "TimerFired"
+    run_id: str
+    timer_id: str
+
+
+class ContinueRun(Message):
+    """Go on with an expansion too large for one turn."""
+
+    type: Literal["ContinueRun"] = "ContinueRun"
+    run_id: str
+    number: int
+
+
+RunMessage = (
+    SubmitRun
+    | CancelRun
+    | AttemptStarted
+    | AttemptSucceeded
+    | AttemptFailed
+    | AttemptCancelled
+    | LeaseRenewed
+    | TimerFired
+    | ContinueRun
+)
+"""What `decide` takes: a message to one run."""
+
+InboxMessage = Annotated[
+    SubmitRun
+    | CancelRun
+    | AttemptStarted
+    | AttemptSucceeded
+    | AttemptFailed
+    | AttemptCancelled
+    | LeasesRenewed
+    | TimerFired
+    | ContinueRun,
+    Field(discriminator="type"),
+]
+
+# --- pipelines.steps.<type> and pipelines.control --------------------------------------------------------------------
+
+
+class RunStep(Message):
+    """Run one attempt of a step. `at_ms` is the broker time of the record that caused it."""
+
+    type: Literal["RunStep"] = "RunStep"
+    run_id: str
+    step: str
+    attempt: int
+    uses: str
+    tenant: str
+    input: Any = None
+    timeout_s: float
+    at_ms: int
+    trace_id: str = ""
+
+
+class CancelStep(Message):
+    """Stop this attempt if it is in hand; answer `AttemptCancelled` if it is, or when it arrives."""
+
+    type: Literal["CancelStep"] = "CancelStep"
+    run_id: str
+    step: str
+    attempt: int
+    uses: str
+
+
+CommandMessage = Annotated[RunStep, Field(discriminator="type")]
+
+# --- pipelines.run-events ---------------------------------------------------------------------------------------------
+
+
+class RunEvent(Message):
+    """A fact about a run. `seq` counts from 1 without gap; a repeat has the same `seq` and the same bytes."""
+
+    run_id: str
+    seq: int
+    at: str
+
+
+class RunStarted(RunEvent):
+    """The run was taken up; `steps` says of each step what it uses, in the order of the definition."""
+
+    type: Literal["RunStarted"] = "RunStarted"
+    pipeline: str
+    revision: int | None = None
+    tenant: str
+    inputs: dict[str, Any]
+    labels: dict[str, str] = {}
+    body_hash: str = ""
+    steps: dict[str, str]
+
+
+class QueuedStep(BaseModel):
+    """An attempt whose command was appended."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    step: str
+    uses: str
+    attempt: int
+
+
+class StepsQueued(RunEvent):
+    """One decision's commands."""
+
+    type: Literal["StepsQueued"] = "StepsQueued"
+    steps: tuple[QueuedStep, ...]
+
+
+class StepChanged(RunEvent):
+    """A step as it is from now on: the whole of it, so that a reader overwrites what it knew."""
+
+    type: Literal[
+        "StepStarted",
+        "StepProgressed",
+        "StepRetrying",
+        "StepSucceeded",
+        "StepFailed",
+        "StepTimedOut",
+        "StepCancelled",
+        "StepSkipped",
+    ]
+    step: str
+    uses: str
+    status: str
+    attempt: int
+    queued_at: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    output: Any = None
+    error: StepError | None = None
+    progress: Any = None
+    waiting_on: str | None = None
+
+
+class RunEnded(RunEvent):
+    """The run's last event."""
+
+    type: Literal["RunSucceeded", "RunFailed", "RunCancelled", "RunTimedOut"]
+    status: str
+    started_at: str
+    outputs: Any = None
+    error: StepError | None = None
+
+
+RunEventMessage = Annotated[RunStarted | StepsQueued | StepChanged | RunEnded, Field(discriminator="type")]
+
+RUN_ENDED_TYPES: Final = frozenset({"RunSucceeded", "RunFailed", "RunCancelled", "RunTimedOut"})
+
+# --- pipelines.step-types, pipelines.definitions, pipelines.dead-letters -----------------------------------------------
+
+
+class StepTypeAnnounced(Message):
+    """A step service serves this type: what its input and output look like, as JSON Schema."""
+
+    type: Literal["StepTypeAnnounced"] = "StepTypeAnnounced"
+    name: str
+    version: str
+    description: str = ""
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any]
+
+
+class PipelineDefined(Message):
+    """A revision of a named pipeline."""
+
+    type: Literal["PipelineDefined"] = "PipelineDefined"
+    tenant: str
+    name: str
+    revision: int
+    definition: str
+
+
+class DeadLetter(Message):
+    """A record that could not be handled: where it stood, what it was byte for byte, and why."""
+
+    type: Literal["DeadLetter"] = "DeadLetter"
+    topic: str
+    partition: int
+    offset: int
+    at_ms: int
+    key_base64: str | None
+    value_base64: str | None
+    headers: dict[str, str] = {}
+    service: str
+    error_type: str
+    error_message: str
+    traceback: str | None = None
+
+
+INBOX: Final[TypeAdapter[InboxMessage]] = TypeAdapter(InboxMessage)
+COMMANDS: Final[TypeAdapter[RunStep]] = TypeAdapter(RunStep)
+CONTROL: Final[TypeAdapter[CancelStep]] = TypeAdapter(CancelStep)
+RUN_EVENTS: Final[TypeAdapter[RunEventMessage]] = TypeAdapter(RunEventMessage)
+STEP_TYPES: Final[TypeAdapter[StepTypeAnnounced]] = TypeAdapter(StepTypeAnnounced)
+DEFINITIONS: Final[TypeAdapter[PipelineDefined]] = TypeAdapter(PipelineDefined)
+DEAD_LETTERS: Final[TypeAdapter[DeadLetter]] = TypeAdapter(DeadLetter)

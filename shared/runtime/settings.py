@@ -1,0 +1,76 @@
+"""Settings every service shares: one frozen object, read from the environment in `__main__` and passed down."""
+
+import os
+import socket
+from typing import Literal
+
+from pydantic import AliasChoices, AliasGenerator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from anabranch.shared.contracts.topics import DEFAULT_PARTITIONS, DEFAULT_PREFIX, TopicNames
+
+PREFIX = "ANABRANCH_"
+
+# Names that other tools of the project read; a service does not warn about them.
+_UNPREFIXED = {
+    "kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS",
+    "redis_url": "REDIS_URL",
+    "database_url": "DATABASE_URL",
+}
+
+
+def environment_names(field: str) -> tuple[str, ...]:
+    """Return the environment variables that set a field, the one that wins first."""
+    prefixed = PREFIX + field.upper()
+    return (_UNPREFIXED[field], prefixed) if field in _UNPREFIXED else (prefixed,)
+
+
+def _alias(field: str) -> AliasChoices:
+    return AliasChoices(*environment_names(field))
+
+
+def _instance() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+class Settings(BaseSettings):
+    """What every service can be told. A service adds fields of its own in a subclass."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, alias_generator=AliasGenerator(validation_alias=_alias)
+    )
+
+    kafka_bootstrap_servers: str = Field(
+        "127.0.0.1:9092", description="Kafka brokers to ask first, `host:port,host:port`."
+    )
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey.")
+    topic_prefix: str = Field(
+        DEFAULT_PREFIX, description="What every topic's, group's and Redis key's name begins with."
+    )
+    run_partitions: int = Field(
+        DEFAULT_PARTITIONS, ge=1, description="Partitions of a topic keyed by run (P); fixed for the life of a prefix."
+    )
+    step_partitions: int = Field(DEFAULT_PARTITIONS, ge=1, description="Partitions of a command topic (S).")
+    replication_factor: int = Field(1, ge=1, description="Copies of every topic; 3 in production.")
+    http_host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in a container.")
+    http_port: int = Field(
+        0, ge=0, le=65535, description="Port of `/healthz`, `/readyz`, `/metrics`; 0 is any free port."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least severe line that is written."
+    )
+    log_format: Literal["json", "console"] = Field("json", description="JSON lines, or lines for people.")
+    instance: str = Field(
+        default_factory=_instance,
+        description="This process's name in logs and messages; `<hostname>-<pid>` unless set.",
+    )
+    stop_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        description="Seconds from SIGTERM until the process ends by itself; shorter than the pod's grace period.",
+    )
+
+    @property
+    def topics(self) -> TopicNames:
+        """The names of all topics under the prefix."""
+        return TopicNames(self.topic_prefix, self.run_partitions, self.step_partitions)

@@ -1,0 +1,272 @@
+"""The checked syntax tree of a CEL expression: read, walked and changed in its protobuf wire form.
+
+`Expression.serialize()` gives a `google.protobuf.Any` with a `cel.expr.CheckedExpr` (github.com/google/cel-spec,
+proto/cel/expr/{checked,syntax}.proto). googleapis-common-protos does not have its classes, and protobuf's parser stops
+at 100 levels, which an expression may have; nine messages are needed, so the wire format
+(protobuf.dev/programming-guides/encoding) is read here. Nothing here recurses.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+
+class Kind(Enum):
+    """The messages of the tree that are looked into."""
+
+    ANY = "any"
+    CHECKED = "checked"
+    EXPR = "expr"
+    SELECT = "select"
+    CALL = "call"
+    LIST = "list"
+    STRUCT = "struct"
+    ENTRY = "entry"
+    COMPREHENSION = "comprehension"
+
+
+# Field numbers.
+ANY_VALUE: Final = 2
+CHECKED_TYPES: Final = 3
+CHECKED_EXPR: Final = 4
+EXPR_ID: Final = 2
+EXPR_CONST: Final = 3
+EXPR_IDENT: Final = 4
+EXPR_SELECT: Final = 5
+EXPR_CALL: Final = 6
+EXPR_LIST: Final = 7
+EXPR_STRUCT: Final = 8
+EXPR_COMPREHENSION: Final = 9
+SELECT_OPERAND: Final = 1
+SELECT_FIELD: Final = 2
+CALL_TARGET: Final = 1
+CALL_FUNCTION: Final = 2
+CALL_ARGS: Final = 3
+CONST_STRING: Final = 6
+STRUCT_MESSAGE: Final = 1
+COMPREHENSION_VAR: Final = 1
+COMPREHENSION_RANGE: Final = 2
+COMPREHENSION_ACCU: Final = 3
+COMPREHENSION_INIT: Final = 4
+COMPREHENSION_STEP: Final = 6
+COMPREHENSION_RESULT: Final = 7
+COMPREHENSION_VAR2: Final = 8
+TYPE_LIST: Final = 6
+TYPE_MAP: Final = 7
+
+_CHILDREN: Final[dict[Kind, dict[int, Kind]]] = {
+    Kind.ANY: {ANY_VALUE: Kind.CHECKED},
+    Kind.CHECKED: {CHECKED_EXPR: Kind.EXPR},
+    Kind.EXPR: {
+        EXPR_SELECT: Kind.SELECT,
+        EXPR_CALL: Kind.CALL,
+        EXPR_LIST: Kind.LIST,
+        EXPR_STRUCT: Kind.STRUCT,
+        EXPR_COMPREHENSION: Kind.COMPREHENSION,
+    },
+    Kind.SELECT: {SELECT_OPERAND: Kind.EXPR},
+    Kind.CALL: {CALL_TARGET: Kind.EXPR, CALL_ARGS: Kind.EXPR},
+    Kind.LIST: {1: Kind.EXPR},
+    Kind.STRUCT: {2: Kind.ENTRY},
+    Kind.ENTRY: {3: Kind.EXPR, 4: Kind.EXPR},
+    Kind.COMPREHENSION: {
+        COMPREHENSION_RANGE: Kind.EXPR,
+        COMPREHENSION_INIT: Kind.EXPR,
+        5: Kind.EXPR,
+        COMPREHENSION_STEP: Kind.EXPR,
+        COMPREHENSION_RESULT: Kind.EXPR,
+    },
+}
+
+_VARINT: Final = 0
+_FIXED64: Final = 1
+_BYTES: Final = 2
+_NODE: Final = -1  # not on the wire: a bytes field that was decoded into a Node
+
+_ENGINE_IDS_END: Final = 1 << 20  # an expression of 4,096 characters has far fewer nodes
+
+
+@dataclass(slots=True)
+class Field:
+    """One field of a message, in the order of the wire."""
+
+    number: int
+    wire: int
+    value: "int | bytes | Node"
+
+
+@dataclass(slots=True)
+class Node:
+    """One message of the tree."""
+
+    kind: Kind
+    fields: list[Field] = field(default_factory=list)
+
+    def child(self, number: int) -> "Node | None":
+        """Return the message in the field, or None when it is absent."""
+        return next((f.value for f in self.fields if f.number == number and isinstance(f.value, Node)), None)
+
+    def children(self) -> Iterator["Node"]:
+        """Return the messages below this one, in order."""
+        return (f.value for f in self.fields if isinstance(f.value, Node))
+
+    def args(self) -> list["Node"]:
+        """Return the arguments of a call, without its target."""
+        return [f.value for f in self.fields if f.number == CALL_ARGS and isinstance(f.value, Node)]
+
+    def raw(self, number: int) -> bytes | None:
+        """Return the bytes of a field that is not part of the tree, or None when it is absent."""
+        return next((f.value for f in self.fields if f.number == number and isinstance(f.value, bytes)), None)
+
+    def text(self, number: int) -> str:
+        """Return the text of a field, empty when it is absent."""
+        return (self.raw(number) or b"").decode()
+
+    @property
+    def expr_id(self) -> int:
+        """The id of an EXPR node."""
+        return next((f.value for f in self.fields if f.number == EXPR_ID and isinstance(f.value, int)), 0)
+
+
+def decode(serialized: bytes) -> Node:
+    """Return the tree of a serialized expression: an ANY node."""
+    root = Node(Kind.ANY)
+    todo = [(root, serialized)]
+    while todo:
+        node, raw = todo.pop()
+        kinds = _CHILDREN[node.kind]
+        for one in _fields(raw):
+            kind = kinds.get(one.number)
+            if kind is not None and isinstance(one.value, bytes):
+                raw_child, one.wire, one.value = one.value, _NODE, Node(kind)
+                todo.append((one.value, raw_child))
+            node.fields.append(one)
+    return root
+
+
+def encode(root: Node) -> bytes:
+    """Return the wire form of a tree."""
+    encoded: dict[int, bytes] = {}
+    for node in reversed(list(walk(root))):  # children before their parents
+        encoded[id(node)] = b"".join(_encode_field(one, encoded) for one in node.fields)
+    return encoded[id(root)]
+
+
+def walk(root: Node) -> Iterator[Node]:
+    """Return every node, parents before their children."""
+    todo = [root]
+    while todo:
+        node = todo.pop()
+        yield node
+        todo.extend(node.children())
+
+
+def expression(root: Node) -> Node:
+    """Return the EXPR node at the top of a decoded tree."""
+    checked = root.child(ANY_VALUE)
+    top = checked.child(CHECKED_EXPR) if checked else None
+    if top is None:
+        raise ValueError("not a checked expression")
+    return top
+
+
+def types(root: Node) -> dict[int, int]:
+    """Return the kind of static type (TYPE_LIST, TYPE_MAP, …) by expression id."""
+    checked = root.child(ANY_VALUE)
+    kinds: dict[int, int] = {}
+    for one in checked.fields if checked else ():
+        if one.number == CHECKED_TYPES and isinstance(one.value, bytes):
+            entry = {f.number: f.value for f in _fields(one.value)}
+            expr_id, type_ = entry.get(1, 0), entry.get(2)
+            if isinstance(expr_id, int) and isinstance(type_, bytes):
+                kinds[expr_id] = next((f.number for f in _fields(type_)), 0)
+    return kinds
+
+
+def const_string(expr: Node) -> str | None:
+    """Return the text of an EXPR that is a string literal, else None."""
+    const = expr.raw(EXPR_CONST)
+    if const is None:
+        return None
+    one = next(_fields(const), None)
+    return one.value.decode() if one and one.number == CONST_STRING and isinstance(one.value, bytes) else None
+
+
+def ident_name(expr: Node) -> str | None:
+    """Return the name of an EXPR that is an identifier, else None."""
+    ident = expr.raw(EXPR_IDENT)
+    if ident is None:
+        return None
+    one = next(_fields(ident), None)
+    return one.value.decode() if one and isinstance(one.value, bytes) else ""
+
+
+def become_ident(expr: Node, name: str) -> None:
+    """Turn an EXPR into an identifier. It gets a new id, as the checker's reference is kept by id."""
+    raw = name.encode()
+    ident = b"\x0a" + _varint(len(raw)) + raw
+    expr.fields = [Field(EXPR_ID, _VARINT, _ENGINE_IDS_END + expr.expr_id), Field(EXPR_IDENT, _BYTES, ident)]
+
+
+def must_be_list(comprehension: Node) -> None:
+    """Make the range of a comprehension fail unless it is a list: `range + []`, which no map has."""
+    for one in comprehension.fields:
+        if one.number == COMPREHENSION_RANGE and isinstance(one.value, Node):
+            base = 2 * _ENGINE_IDS_END + 2 * one.value.expr_id
+            empty = Node(Kind.EXPR, [Field(EXPR_ID, _VARINT, base), Field(EXPR_LIST, _BYTES, b"")])
+            call = Node(
+                Kind.CALL,
+                [
+                    Field(CALL_FUNCTION, _BYTES, b"_+_"),
+                    Field(CALL_ARGS, _NODE, one.value),
+                    Field(CALL_ARGS, _NODE, empty),
+                ],
+            )
+            one.value = Node(Kind.EXPR, [Field(EXPR_ID, _VARINT, base + 1), Field(EXPR_CALL, _NODE, call)])
+
+
+def _fields(raw: bytes) -> Iterator[Field]:
+    at, end = 0, len(raw)
+    while at < end:
+        tag, at = _read_varint(raw, at)
+        number, wire = tag >> 3, tag & 7
+        value: int | bytes
+        if wire == _VARINT:
+            value, at = _read_varint(raw, at)
+        elif wire == _BYTES:
+            length, at = _read_varint(raw, at)
+            value, at = raw[at : at + length], at + length
+        else:  # the tree has no other wire type than a double's
+            value, at = raw[at : at + 8], at + 8
+        yield Field(number, wire, value)
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = raw[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _encode_field(one: Field, encoded: dict[int, bytes]) -> bytes:
+    if one.wire == _VARINT and isinstance(one.value, int):
+        return _varint(one.number << 3) + _varint(one.value)
+    raw = encoded[id(one.value)] if isinstance(one.value, Node) else one.value
+    assert isinstance(raw, bytes)
+    if one.wire == _FIXED64:
+        return _varint(one.number << 3 | _FIXED64) + raw
+    return _varint(one.number << 3 | _BYTES) + _varint(len(raw)) + raw

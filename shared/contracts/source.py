@@ -1,0 +1,475 @@
+"""Bytes of a client to a JSON value, with line and column of whatever is wrong in them.
+
+JSON is RFC 8259 without duplicate keys. YAML is 1.2 with the core schema (yaml.org/spec/1.2.2 §10.3), so `on` and
+`yes` are strings, and without tags, merge keys and further documents. What comes out is plain JSON with 64-bit integers.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import yaml
+from yaml.cyaml import CParser
+from yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+
+from anabranch.shared.contracts.errors import AnabranchError
+from anabranch.shared.contracts.limits import MAX_BODY_BYTES, MAX_INTEGER, MAX_NESTING
+
+Position = tuple[int, int]  # line and column, both from 1
+
+_JSON: Final = re.compile(r"application/(json|[\w.+-]+\+json)|text/json")
+_YAML: Final = re.compile(r"(application|text)/(yaml|x-yaml|[\w.+-]+\+yaml)")
+_MAX_DIGITS: Final = 20  # of a 64-bit integer, with room for zeros in front; Python's own limit is never met
+
+
+class SourceError(AnabranchError):
+    """A body that cannot be read. Line and column are from 1, and None where there is no place to name."""
+
+    def __init__(self, message: str, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.line = line
+        self.column = column
+
+
+@dataclass(frozen=True)
+class Source:
+    """A client's body as a JSON value. Positions are found when they are asked for: only errors need them."""
+
+    value: Any
+    text: str = field(repr=False, default="")
+    is_yaml: bool = False
+
+    @cached_property
+    def positions(self) -> dict[str, Position]:
+        """Line and column of every value, by JSON Pointer."""
+        if not self.text:
+            return {}
+        if not self.is_yaml:
+            return _json_positions(self.text)
+        reader = _YamlReader(self.text, with_positions=True)
+        reader.read()
+        return reader.positions
+
+    def position(self, pointer: str) -> Position | None:
+        """Return where the value stands, or else the nearest value around it."""
+        while pointer not in self.positions:
+            if not pointer:
+                return None
+            pointer = pointer.rpartition("/")[0]
+        return self.positions[pointer]
+
+
+def pointer_to(*parts: str | int) -> str:
+    """Return the JSON Pointer (RFC 6901) of a path."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def parse_source(body: bytes, media_type: str = "application/json") -> Source:
+    """Return the body's value. Raises `SourceError`, and nothing else."""
+    if len(body) > MAX_BODY_BYTES:
+        raise SourceError(f"the body has {len(body)} bytes, at most {MAX_BODY_BYTES} are accepted")
+    kind = media_type.partition(";")[0].strip().lower()
+    if _YAML.fullmatch(kind):
+        text = _decode(body)
+        return Source(_YamlReader(text).read(), text, is_yaml=True)
+    if _JSON.fullmatch(kind):
+        text = _decode(body)
+        return Source(_read_json(text), text)
+    raise SourceError(f"{kind[:80] or 'no media type'} is not read here: send application/json or application/yaml")
+
+
+def _decode(body: bytes) -> str:
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = body[: error.start].decode("utf-8", "replace")
+        raise SourceError("the body is not UTF-8", *_position_at(before, len(before))) from error
+    if "\0" in text:
+        raise SourceError("the body contains a NUL character", *_position_at(text, text.index("\0")))
+    return text
+
+
+def _position_at(text: str, offset: int) -> Position:
+    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
+
+
+# ---- JSON ----------------------------------------------------------------------------------------------------------
+
+
+class _RefusedError(ValueError):
+    """Raised inside the JSON parser's hooks, where the position is not known; `literal` is how the text spells it."""
+
+    def __init__(self, message: str, literal: str | None = None) -> None:
+        super().__init__(message)
+        self.literal = literal
+
+
+def _read_json(text: str) -> Any:
+    try:
+        value = _DECODER.decode(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except json.JSONDecodeError as error:
+        raise SourceError(f"not JSON: {error.msg}", error.lineno, error.colno) from error
+    except _RefusedError as error:
+        raise SourceError(str(error), *_json_position_of(text, error.literal)) from error
+    _check_json(value, text)
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _RefusedError(f"the key {twice[:80]!r} stands twice in one object")
+    return value
+
+
+def _integer(literal: str, base: int = 10) -> int:
+    if (
+        len(literal.lstrip("+-0")) > _MAX_DIGITS * 2
+        or not -MAX_INTEGER - 1 <= (value := int(literal, base)) <= MAX_INTEGER
+    ):
+        raise _RefusedError(f"the integer {literal[:40]} does not fit in 64 bits", literal)
+    return value
+
+
+def _float(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise _RefusedError(f"the number {literal[:40]} is too large", literal)
+    return value
+
+
+def _constant(literal: str) -> None:
+    raise _RefusedError(f"{literal} is not JSON", literal)
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_int=_integer, parse_float=_float, parse_constant=_constant
+)
+
+
+def _check_json(value: Any, text: str) -> None:
+    """Refuse what the JSON grammar allows and we do not: deep nesting, NUL, lone surrogates."""
+    strings = "\\u" in text  # only an escape can make them
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below.extend(one.values())
+                if strings:
+                    below.extend(one)
+            elif isinstance(one, list):
+                below.extend(one)
+            elif strings and isinstance(one, str):
+                _check_string(one)
+        if not below:
+            return
+        level = below
+    raise _too_deep()
+
+
+def _check_string(text: str) -> None:
+    if "\0" in text:
+        raise SourceError(r"a string contains NUL (\u0000), which no step could store")
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise SourceError("a string contains half of a surrogate pair, which is not a character")
+
+
+def _too_deep(position: Position | tuple[None, None] = (None, None)) -> SourceError:
+    return SourceError(f"nested deeper than {MAX_NESTING} levels", *position)
+
+
+_JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+
+
+def _json_position_of(text: str, literal: str | None) -> Position | tuple[None, None]:
+    for match in _JSON_TOKEN.finditer(text) if literal else ():
+        if match.group() == literal:
+            return _position_at(text, match.start())
+    return None, None
+
+
+def _json_positions(text: str) -> dict[str, Position]:
+    """Return the position of every value of a text that is known to be JSON."""
+    positions: dict[str, Position] = {}
+    frames: list[_JsonFrame] = []
+    line, line_start, seen = 1, 0, 0
+    for match in _JSON_TOKEN.finditer(text):
+        lexeme, start = match.group(), match.start()
+        newlines = text.count("\n", seen, start)
+        if newlines:
+            line, line_start = line + newlines, text.rfind("\n", seen, start) + 1
+        seen = start
+        _json_token(lexeme, frames, positions, (line, start - line_start + 1))
+    return positions
+
+
+@dataclass(slots=True)
+class _JsonFrame:
+    pointer: str
+    in_object: bool
+    key: str | None = None
+    index: int = 0
+
+    def below(self) -> str:
+        if self.in_object:
+            return self.pointer + pointer_to(self.key or "")
+        self.index += 1
+        return self.pointer + pointer_to(self.index - 1)
+
+
+def _json_token(lexeme: str, frames: list[_JsonFrame], positions: dict[str, Position], at: Position) -> None:
+    if lexeme in ("}", "]"):
+        frames.pop()
+    elif lexeme == ",":
+        frames[-1].key = None
+    elif lexeme != ":":
+        frame = frames[-1] if frames else None
+        if frame and frame.in_object and frame.key is None:
+            frame.key = json.loads(lexeme)
+            return
+        pointer = frame.below() if frame else ""
+        positions[pointer] = at
+        if lexeme in ("{", "["):
+            frames.append(_JsonFrame(pointer, lexeme == "{"))
+
+
+# ---- YAML ----------------------------------------------------------------------------------------------------------
+
+_NULL: Final = frozenset(("", "~", "null", "Null", "NULL"))
+_BOOL: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT: Final = re.compile(r"[-+]?[0-9]+")
+_OCTAL: Final = re.compile(r"0o[0-7]+")
+_HEX: Final = re.compile(r"0x[0-9a-fA-F]+")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_NOT_FINITE: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_MAY_BE_NUMBER: Final = frozenset("-+.0123456789")
+_NO_KEY: Final = object()
+
+
+def _plain(text: str) -> Any:
+    """Return what a plain scalar means in the core schema. Raises `_RefusedError`."""
+    if text in _NULL:
+        return None
+    if text[0] in _MAY_BE_NUMBER:
+        return _number_or_text(text)
+    return _BOOL.get(text, text)
+
+
+def _number_or_text(text: str) -> Any:
+    if _INT.fullmatch(text):
+        return _integer(text)
+    if _FLOAT.fullmatch(text):
+        return _float(text)
+    if _OCTAL.fullmatch(text):
+        return _integer(text[2:], 8)
+    if _HEX.fullmatch(text):
+        return _integer(text[2:], 16)
+    if _NOT_FINITE.fullmatch(text):
+        raise _RefusedError(f"{text} is not a number that JSON has")
+    return text
+
+
+@dataclass(slots=True)
+class _Frame:
+    """An open mapping or sequence."""
+
+    container: dict[str, Any] | list[Any]
+    anchor: str | None
+    pointer: str
+    key: Any = _NO_KEY
+    height: int = 1
+    weight: int = 1
+
+
+@dataclass(slots=True, frozen=True)
+class _Anchored:
+    """What an anchor names: its value, how deep it is nested, and what it would weigh when written out again."""
+
+    value: Any
+    height: int
+    weight: int
+
+
+class _YamlReader:
+    """Builds one value from libyaml's events, without recursion."""
+
+    def __init__(self, text: str, *, with_positions: bool = False) -> None:
+        self._text = text
+        self._with_positions = with_positions
+        self._frames: list[_Frame] = []
+        self._anchors: dict[str, _Anchored | None] = {}  # None while the anchored value is still open
+        self._expanded = 0
+        self._result: Any = None
+        self.positions: dict[str, Position] = {}
+
+    def read(self) -> Any:
+        """Return the document's value. Raises `SourceError`."""
+        documents = 0
+        for event in self._events():
+            match event:
+                case ScalarEvent():
+                    self._scalar(event)
+                case MappingStartEvent() | SequenceStartEvent():
+                    self._open(event)
+                case MappingEndEvent() | SequenceEndEvent():
+                    self._close(event)
+                case AliasEvent():
+                    self._alias(event)
+                case DocumentStartEvent():
+                    documents += 1
+                    self._start(event, documents)
+                case _:
+                    pass
+        if not documents:
+            raise SourceError("the body is empty", 1, 1)
+        return self._result
+
+    def _events(self) -> Iterator[Any]:
+        parser: Any = CParser(self._text)
+        try:
+            while parser.check_event():
+                yield parser.get_event()
+        except yaml.reader.ReaderError as error:
+            raise SourceError(
+                f"not YAML: {error.reason}", *_position_at(self._text, min(int(error.position), len(self._text)))
+            ) from error
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            place = (mark.line + 1, mark.column + 1) if mark else (None, None)
+            raise SourceError(f"not YAML: {error.problem or error.context}", *place) from error
+        except yaml.YAMLError as error:
+            raise SourceError(f"not YAML: {error}") from error
+        finally:
+            parser.dispose()
+
+    def _start(self, event: Any, documents: int) -> None:
+        if documents > 1:
+            raise _yaml_error("a body is one document, here another one starts", event)
+        if event.version not in (None, (1, 2)) or event.tags:
+            raise _yaml_error("only YAML 1.2 without %TAG is read", event)
+
+    def _scalar(self, event: Any) -> None:
+        if event.tag is not None:
+            raise _yaml_error(f"tags are not read: {event.tag[:40]}", event)
+        value: Any = event.value
+        is_key = self._expects_key()
+        if event.implicit[0]:  # plain
+            value = self._resolve(event, is_key)
+        elif "\0" in value:
+            raise _yaml_error("a string contains NUL, which no step could store", event)
+        if is_key:
+            self._take_key(value, event)
+        else:
+            self._add(value, event)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = _Anchored(value, 0, 1 + len(event.value))
+
+    def _resolve(self, event: Any, is_key: bool) -> Any:
+        if is_key and event.value == "<<":
+            raise _yaml_error("merge keys (<<) are YAML 1.1 and not read", event)
+        try:
+            return _plain(event.value)
+        except _RefusedError as error:
+            raise _yaml_error(str(error), event) from error
+
+    def _open(self, event: Any) -> None:
+        if event.tag is not None:
+            raise _yaml_error(f"tags are not read: {event.tag[:40]}", event)
+        if self._expects_key():
+            raise _yaml_error("a key is a string, here is a mapping or list", event)
+        if len(self._frames) >= MAX_NESTING:
+            raise _too_deep(_place(event))
+        container: dict[str, Any] | list[Any] = {} if isinstance(event, MappingStartEvent) else []
+        self._frames.append(_Frame(container, event.anchor, self._add(container, event)))
+        if event.anchor is not None:
+            self._anchors[event.anchor] = None
+
+    def _close(self, event: Any) -> None:
+        frame = self._frames.pop()
+        if self._frames:
+            around = self._frames[-1]
+            around.height = max(around.height, frame.height + 1)
+            around.weight += frame.weight
+        if frame.anchor is not None:
+            self._anchors[frame.anchor] = _Anchored(frame.container, frame.height, frame.weight)
+
+    def _alias(self, event: Any) -> None:
+        if event.anchor not in self._anchors:
+            raise _yaml_error(f"the alias *{event.anchor[:40]} names no anchor", event)
+        anchored = self._anchors[event.anchor]
+        if anchored is None:
+            raise _yaml_error(f"the alias *{event.anchor[:40]} contains itself", event)
+        if len(self._frames) + anchored.height > MAX_NESTING:
+            raise _too_deep(_place(event))
+        self._expanded += anchored.weight
+        if self._expanded > MAX_BODY_BYTES:
+            raise _yaml_error("the aliases make the body larger than a body may be", event)
+        if self._expects_key():
+            self._take_key(anchored.value, event)
+            return
+        self._add(anchored.value, event)
+        if self._frames:
+            frame = self._frames[-1]
+            frame.height = max(frame.height, anchored.height + 1)
+            frame.weight += anchored.weight
+
+    def _expects_key(self) -> bool:
+        if not self._frames:
+            return False
+        frame = self._frames[-1]
+        return frame.key is _NO_KEY and isinstance(frame.container, dict)
+
+    def _take_key(self, key: Any, event: Any) -> None:
+        frame = self._frames[-1]
+        if not isinstance(key, str):
+            raise _yaml_error(f"a key is a string: put {json.dumps(key)} in quotes", event)
+        if key in frame.container:
+            raise _yaml_error(f"the key {key[:80]!r} stands twice in one mapping", event)
+        frame.key = key
+        frame.weight += 1 + len(key)
+
+    def _add(self, value: Any, event: Any) -> str:
+        """Put the value into the open container and return its pointer, empty unless positions are asked for."""
+        pointer = ""
+        if self._frames:
+            frame = self._frames[-1]
+            frame.weight += 1 + len(value) if isinstance(value, str) else 1
+            if self._with_positions:
+                part = frame.key if isinstance(frame.container, dict) else len(frame.container)
+                pointer = frame.pointer + pointer_to(part)
+            if isinstance(frame.container, dict):
+                frame.container[frame.key] = value
+                frame.key = _NO_KEY
+            else:
+                frame.container.append(value)
+        else:
+            self._result = value
+        if self._with_positions:
+            self.positions[pointer] = _place(event)
+        return pointer
+
+
+def _place(event: Any) -> Position:
+    return event.start_mark.line + 1, event.start_mark.column + 1
+
+
+def _yaml_error(message: str, event: Any) -> SourceError:
+    return SourceError(message, *_place(event))

@@ -1,0 +1,224 @@
+"""The pipeline language as frozen models: the whole of it, so that the shape of what does not run yet is checked too.
+
+`validation.py` decides what is accepted; these models alone say what a definition looks like.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from anabranch.shared.contracts.durations import DurationError, parse_duration
+from anabranch.shared.contracts.expressions import RetryCondition, compile_retry_condition
+from anabranch.shared.contracts.limits import (
+    DEFAULT_RUN_TIMEOUT_S,
+    MAX_DESCRIPTION_BYTES,
+    MAX_NAME_CHARS,
+    MAX_NEEDS,
+    MAX_STEPS,
+)
+from anabranch.shared.contracts.retry import Jitter, RetryPolicy
+
+PIPELINE_NAME: Final = rf"^[a-z][a-z0-9-]{{0,{MAX_NAME_CHARS - 1}}}$"
+STEP_NAME: Final = rf"^[a-z][a-z0-9_-]{{0,{MAX_NAME_CHARS - 1}}}$"
+FIELD_NAME: Final = rf"^[A-Za-z_][A-Za-z0-9_-]{{0,{MAX_NAME_CHARS - 1}}}$"
+
+MAX_INPUTS: Final = 1_000  # and as many outputs: a form nobody fills in, far below what a body could hold
+
+
+def _seconds(value: object) -> float:
+    try:
+        return parse_duration(value)
+    except DurationError as error:
+        raise PydanticCustomError("duration", "{reason}", {"reason": str(error)}) from error
+
+
+def _seconds_not_zero(value: object) -> float:
+    seconds = _seconds(value)
+    if seconds == 0:
+        raise PydanticCustomError("duration", "a timeout is longer than nothing")
+    return seconds
+
+
+def _condition(value: object) -> object:
+    if isinstance(value, str | bool):
+        return value
+    raise PydanticCustomError("condition", "a condition is CEL in a text, or true or false")
+
+
+def _items(value: object) -> object:
+    if isinstance(value, list) or (isinstance(value, str) and "${{" in value):
+        return value
+    raise PydanticCustomError("for_each", "for_each is a list, or one expression in ${{{{ }}}}")
+
+
+def _description(value: str) -> str:
+    if len(value.encode()) > MAX_DESCRIPTION_BYTES:
+        raise PydanticCustomError("description", "longer than {limit} bytes", {"limit": MAX_DESCRIPTION_BYTES})
+    return value
+
+
+_DURATION_SCHEMA: Final = {
+    "anyOf": [
+        {
+            "type": "string",
+            "pattern": r"^(\d+(\.\d+)?d)?(\d+(\.\d+)?h)?(\d+(\.\d+)?m)?(\d+(\.\d+)?s)?(\d+(\.\d+)?ms)?$",
+        },
+        {"type": "number", "minimum": 0},
+    ],
+    "description": "Like 500ms, 15m, 1h30m or 2d, or a number of seconds.",
+}
+
+Duration = Annotated[float, BeforeValidator(_seconds), WithJsonSchema(_DURATION_SCHEMA)]
+Timeout = Annotated[float, BeforeValidator(_seconds_not_zero), WithJsonSchema(_DURATION_SCHEMA)]
+ConditionText = Annotated[
+    Any, BeforeValidator(_condition), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "boolean"}]})
+]
+Items = Annotated[Any, BeforeValidator(_items), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
+PipelineName = Annotated[str, StringConstraints(pattern=PIPELINE_NAME)]
+StepName = Annotated[str, StringConstraints(pattern=STEP_NAME)]
+FieldName = Annotated[str, StringConstraints(pattern=FIELD_NAME)]
+TypeName = Annotated[str, StringConstraints(pattern=STEP_NAME)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RetrySpec(_Model):
+    """How often and when a step is tried again."""
+
+    max_attempts: int = Field(default=1, ge=1, le=1000, description="Tries in all, the first one included.")
+    initial: Duration = Field(default=1.0, description="Delay before the second try.")
+    factor: float = Field(default=2.0, ge=1, le=100, description="Each further delay is so many times the last.")
+    max: Duration = Field(default=60.0, description="No delay is longer.")
+    jitter: Jitter = Field(default=Jitter.FULL, description="How delays are spread.")
+    retry_on: tuple[str, ...] = Field(default=(), max_length=100, description="Error types; empty means all.")
+    if_: str | None = Field(default=None, alias="if", description="CEL over `error` and `attempt`.")
+
+    def policy(self) -> RetryPolicy:
+        """Return the policy that the core decides by."""
+        return RetryPolicy(
+            max_attempts=self.max_attempts,
+            initial_s=self.initial,
+            factor=self.factor,
+            max_s=self.max,
+            jitter=self.jitter,
+            retry_on=self.retry_on,
+            when=self.if_,
+        )
+
+    def condition(self) -> RetryCondition | None:
+        """Return the compiled `if`, or None when there is none."""
+        return compile_retry_condition(self.if_) if self.if_ is not None else None
+
+
+class CacheSpec(_Model):
+    """Reuse the output of an equal step."""
+
+    ttl: Timeout
+    key: str | None = None
+
+
+class OnConflict(StrEnum):
+    """What happens to a run or step that finds no slot."""
+
+    QUEUE = "queue"
+    CANCEL_RUNNING = "cancel_running"
+    REJECT = "reject"
+
+
+class ConcurrencySpec(_Model):
+    """How many runs or steps with the same key may be active at once."""
+
+    key: str
+    limit: int = Field(default=1, ge=1)
+    on_conflict: OnConflict = OnConflict.QUEUE
+
+
+class CompensateSpec(_Model):
+    """What undoes a step that succeeded, when its run fails or is cancelled."""
+
+    uses: TypeName
+    with_: JsonValue = Field(default_factory=dict, alias="with")
+    retry: RetrySpec | None = None
+    timeout: Timeout | None = None
+
+
+class StepSpec(_Model):
+    """One node of the graph."""
+
+    uses: TypeName = Field(description="The step type.")
+    with_: JsonValue = Field(default_factory=dict, alias="with", description="The input; strings may hold ${{ CEL }}.")
+    needs: tuple[StepName, ...] = Field(
+        default=(), max_length=MAX_NEEDS, description="Steps that end before it starts."
+    )
+    if_: ConditionText = Field(default=None, alias="if", description="CEL; without it, succeeded().")
+    retry: RetrySpec | None = None
+    timeout: Timeout | None = Field(default=None, description="Of one attempt.")
+    continue_on_error: bool = Field(default=False, description="Its failure is not the run's, and its dependents run.")
+    total_timeout: Timeout | None = Field(default=None, description="Over all attempts.")
+    queue_timeout: Timeout | None = Field(default=None, description="Waiting for a worker.")
+    for_each: Items = Field(default=None, description="One child per item, with `item` and `index`.")
+    max_parallel: int | None = Field(default=None, ge=1, description="Children in flight at once.")
+    cache: CacheSpec | None = None
+    compensate: CompensateSpec | None = None
+    concurrency: ConcurrencySpec | None = None
+
+
+class DefaultsSpec(_Model):
+    """For every step that does not say otherwise."""
+
+    retry: RetrySpec | None = None
+    timeout: Timeout | None = None
+
+
+class PipelineSpec(_Model):
+    """A pipeline: a named graph of steps."""
+
+    name: PipelineName
+    description: Annotated[str, AfterValidator(_description)] = ""
+    inputs: dict[FieldName, dict[str, JsonValue]] = Field(
+        default_factory=dict, max_length=MAX_INPUTS, description="A JSON Schema per input; `default` makes it optional."
+    )
+    timeout: Timeout = Field(default=DEFAULT_RUN_TIMEOUT_S, description="Of the whole run.")
+    defaults: DefaultsSpec = DefaultsSpec()
+    fail_fast: bool = Field(default=True, description="A failed step stops what has not started and cancels what runs.")
+    max_parallel: int | None = Field(default=None, ge=1, description="Steps of the run in flight at once.")
+    steps: dict[StepName, StepSpec] = Field(min_length=1, max_length=MAX_STEPS)
+    finally_: dict[StepName, StepSpec] = Field(default_factory=dict, alias="finally", max_length=MAX_STEPS)
+    outputs: dict[FieldName, JsonValue] = Field(default_factory=dict, max_length=MAX_INPUTS)
+    concurrency: ConcurrencySpec | None = None
+
+    def retry_of(self, step: str) -> RetrySpec:
+        """Return how a step is retried: by its own word, else the pipeline's default, else one attempt."""
+        return self.steps[step].retry or self.defaults.retry or _ONE_ATTEMPT
+
+    def timeout_of(self, step: str) -> float | None:
+        """Return a step's seconds per attempt: by its own word, else the pipeline's default, else None."""
+        own = self.steps[step].timeout
+        return own if own is not None else self.defaults.timeout
+
+
+_ONE_ATTEMPT: Final = RetrySpec()
+
+
+def parse_spec(canonical: str | bytes) -> PipelineSpec:
+    """Return the model of a definition's JSON text. Raises pydantic's `ValidationError`."""
+    return PipelineSpec.model_validate_json(canonical)
+
+
+def pipeline_json_schema() -> dict[str, Any]:
+    """Return the language's JSON Schema (2020-12), as it is published."""
+    schema = PipelineSpec.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

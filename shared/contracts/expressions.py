@@ -1,475 +1,46 @@
-"""CEL in `${{ }}`: compiled once per text, checked before a run starts, evaluated as a pure function.
+"""Expressions where the language has them: templates (`${{ }}` in JSON), conditions (`if`), and their contexts."""
 
-What keeps it deterministic: CEL's maps have no order, so macros over maps are refused (by their static type where it is
-known, else when they are evaluated) and results come back with sorted keys; limits are counts (the engine allows 9,999
-iterations per evaluation, 32 levels of nesting, and we bound what a result may weigh), never wall time; time zones by
-name are refused, as they are data of the host; a program sees only the paths it names.
-
-An expression that is nothing but a path (`steps.page.output.body`), the most frequent one, is looked up without the
-engine; a property test compares both ways.
-"""
-
-import base64
-import datetime
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import orjson
-from cel_expr_python import cel
-from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
 
-from anabranch.shared.contracts import cel_ast as ast
-from anabranch.shared.contracts.errors import AnabranchError
-from anabranch.shared.contracts.limits import (
-    MAX_EXPRESSION_CHARS,
-    MAX_INTEGER,
-    MAX_LIST_UNDER_MACRO,
-    MAX_NESTING,
-    MAX_RENDERED_BYTES,
+from anabranch.shared.contracts.limits import MAX_EXPRESSION_CHARS, MAX_RENDERED_BYTES
+from anabranch.shared.contracts.programs import (
+    CONDITION,
+    FAILED_STATUSES,
+    PIPELINE,
+    RETRY,
+    Environment,
+    ExpressionError,
+    InvalidExpressionError,
+    Path,
+    Program,
+    compile_expression,
+    kind_of,
+    only,
+    status_variable,
 )
 from anabranch.shared.contracts.source import pointer_to
 
-Path = tuple[str, ...]
-
-STEP_FIELDS: Final = ("status", "output", "error", "attempt")
-RUN_FIELDS: Final = ("id", "pipeline", "revision", "tenant", "labels", "created_at", "started_at")
-FAILED_STATUSES: Final = frozenset(("failed", "timed_out"))
-STATUS_FUNCTIONS: Final = frozenset(("succeeded", "failed", "always"))
-
-_PROGRAMS_KEPT: Final = 8192  # most deployments have fewer distinct expressions; a template keeps its own ones anyway
-
-
-class ExpressionInvalid(AnabranchError):  # noqa: N818  # the language's word for it
-    """An expression that does not compile. Line and column are within the expression, from 1."""
-
-    def __init__(self, message: str, line: int = 1, column: int = 1) -> None:
-        super().__init__(message)
-        self.message = message
-        self.line = line
-        self.column = column
-
-
-class ExpressionError(AnabranchError):
-    """An expression that compiled and could not be evaluated; `pointer` is its place in the template."""
-
-    def __init__(self, message: str, pointer: str = "") -> None:
-        super().__init__(f"{message} (at {pointer})" if pointer else message)
-        self.message = message
-        self.pointer = pointer
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """The names an expression may use: its variables, and whether it may ask how its needs ended."""
-
-    variables: tuple[str, ...]
-    has_status_functions: bool = False
-
-
-PIPELINE: Final = Environment(("inputs", "steps", "run"))
-CONDITION: Final = Environment(("inputs", "steps", "run"), has_status_functions=True)
-RETRY: Final = Environment(("error", "attempt"))
-
-
-# ---- The engine ----------------------------------------------------------------------------------------------------
-
-
-def _range(n: int) -> list[int]:
-    if not 0 <= n < MAX_LIST_UNDER_MACRO:
-        raise ValueError(f"range({n}) is not within 0 to {MAX_LIST_UNDER_MACRO - 1}")
-    return list(range(n))
-
-
-@lru_cache(maxsize=8)
-def _engine(environment: Environment) -> Any:
-    types = cel.Type
-    functions = [
-        cel.FunctionDecl(
-            "range",
-            [cel.Overload("range_int", return_type=types.List(types.INT), parameters=[types.INT], impl=_range)],
-        )
-    ]
-    if environment.has_status_functions:  # declared for the checker; the calls become variables before they run
-        for name in sorted(STATUS_FUNCTIONS):
-            none = cel.Overload(f"{name}_needs", return_type=types.BOOL, parameters=[])
-            one = cel.Overload(f"{name}_step", return_type=types.BOOL, parameters=[types.STRING])
-            functions.append(cel.FunctionDecl(name, [none] if name == "always" else [none, one]))
-    mapping = types.Map(types.STRING, types.DYN)
-    return cel.NewEnv(
-        variables={name: types.INT if name == "attempt" else mapping for name in environment.variables},
-        extensions=[
-            ext_strings.ExtStrings(),
-            ext_math.ExtMath(),
-            ext_optional.ExtOptional(),
-            ext_bindings.ExtBindings(),
-        ],
-        functions=functions,
-    )
-
-
-_PATH: Final = re.compile(
-    r"\s*([a-z]+)((?:\.[A-Za-z_][A-Za-z0-9_]*|\[\s*'[^'\\\n]*'\s*\]|\[\s*\"[^\"\\\n]*\"\s*\])+)\s*"
-)
-_PATH_PART: Final = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[\s*(?:'([^']*)'|\"([^\"]*)\")\s*\]")
-_MAX_PATH_PARTS: Final = 24  # a longer one goes to the engine, which has its own limit
-_CEL_KEYWORDS: Final = frozenset(("in", "true", "false", "null"))
-
-
-@dataclass(frozen=True)
-class Program:
-    """A compiled expression. `status_calls` are its `failed('x')` and the like, as (function, step or None)."""
-
-    source: str
-    paths: frozenset[Path]
-    status_calls: frozenset[tuple[str, str | None]]
-    returns: str
-    _lookup: Path | None
-    _compiled: Any = None
-    _macros_checked: bool = False
-
-    def evaluate(self, context: Mapping[str, Any], statuses: Mapping[str, bool] | None = None) -> Any:
-        """Return the result as JSON. Raises `ExpressionError`."""
-        if self._lookup is not None:
-            return _look_up(context, self._lookup)
-        data = _only(context, self._sorted_paths)
-        if statuses:
-            data.update(statuses)
-        try:
-            value = self._compiled.eval(data=data)
-            if value.type() == cel.Type.ERROR:
-                raise ExpressionError(self._explain(str(value.plain_value()), context))
-            plain = value.plain_value()
-        except TypeError as error:
-            raise ExpressionError(f"the result, {self.returns}, has no JSON form; end it with .orValue(…)") from error
-        except RuntimeError as error:
-            raise ExpressionError(self._explain(str(error), context)) from error
-        return _to_json(plain)
-
-    @cached_property
-    def _sorted_paths(self) -> tuple[Path, ...]:
-        return tuple(sorted(self.paths))
-
-    def _explain(self, message: str, context: Mapping[str, Any]) -> str:
-        if "Key not found" in message:  # say where, when it is one of our paths
-            message = next(filter(None, (_why_missing(context, path) for path in self._sorted_paths)), message)
-        match = _NOT_A_LIST.search(message) if self._macros_checked else None
-        if match:
-            return f"a macro (map, filter, all, exists) runs over a list, and this is a {match[1].replace('_type', '')}"
-        if "Iteration budget" in message:
-            return f"the macros iterate more than {MAX_LIST_UNDER_MACRO - 1} times in all"
-        return _STATUS_CODE.sub("", message).strip()
-
-
-_NOT_A_LIST: Final = re.compile(r"No matching overloads found : _\+_\((\w+), list\)")
-_STATUS_CODE: Final = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")
-
-
-@lru_cache(maxsize=_PROGRAMS_KEPT)
-def compile_expression(source: str, environment: Environment = PIPELINE) -> Program:
-    """Return the program of an expression, without its `${{ }}`. Raises `ExpressionInvalid`."""
-    if len(source) > MAX_EXPRESSION_CHARS:
-        raise ExpressionInvalid(f"the expression has {len(source)} characters, at most {MAX_EXPRESSION_CHARS} may be")
-    path = _plain_path(source, environment)
-    if path is not None:
-        _check_path(path)
-        return Program(source, frozenset((path,)), frozenset(), "dyn", path)
-    engine = _engine(environment)
-    try:
-        compiled = engine.compile(source)
-    except RuntimeError as error:
-        raise _invalid(str(error), source, environment) from None
-    tree = ast.decode(compiled.serialize())
-    found = _Walk(environment.variables, tree).run(ast.expression(tree))
-    for one in sorted(found.paths):
-        _check_path(one)
-    if found.is_changed:
-        compiled = engine.deserialize(ast.encode(tree))
-    returns = _checked_return_type(compiled)
-    return Program(
-        source,
-        frozenset(found.paths),
-        frozenset(found.status_calls),
-        returns,
-        None,
-        compiled,
-        found.checks_macros and not found.adds,
-    )
-
-
-def _plain_path(source: str, environment: Environment) -> Path | None:
-    match = _PATH.fullmatch(source)
-    if match is None or match[1] not in environment.variables or match[1] == "attempt":
-        return None
-    parts = tuple(name or single or double for name, single, double in _PATH_PART.findall(match[2]))
-    is_plain = len(parts) < _MAX_PATH_PARTS and not any(
-        name in _CEL_KEYWORDS for name, *_ in _PATH_PART.findall(match[2])
-    )
-    return (match[1], *parts) if is_plain else None
-
-
-def _checked_return_type(compiled: Any) -> str:
-    name = str(compiled.return_type())
-    if name.startswith("optional_type"):
-        raise ExpressionInvalid("the result is an optional, which has no JSON form; end it with .orValue(…)")
-    if name.startswith("TYPE"):
-        raise ExpressionInvalid("the result is a type, which has no JSON form")
-    return name
-
-
-def _check_path(path: Path) -> None:
-    """Refuse what no step and no run has, so that a slip of the pen does not wait for the run to find it."""
-    if path == ("steps",):
-        raise ExpressionInvalid("name the step: steps.<id> or steps['<id>']; which one must be known before the run")
-    if path[0] == "steps" and len(path) > 2 and path[2] not in STEP_FIELDS:
-        raise ExpressionInvalid(
-            f"a step has no {path[2]!r}, only {', '.join(STEP_FIELDS)}{suggestion(path[2], STEP_FIELDS)}"
-        )
-    if path[0] == "run" and len(path) > 1 and path[1] not in RUN_FIELDS:
-        raise ExpressionInvalid(
-            f"a run has no {path[1]!r}, only {', '.join(RUN_FIELDS)}{suggestion(path[1], RUN_FIELDS)}"
-        )
-
-
-def suggestion(name: str, known: "Mapping[str, Any] | tuple[str, ...] | list[str] | frozenset[str]") -> str:
-    """Return `; did you mean 'x'?`, or nothing when no known name is near."""
-    near = get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-_ENGINE_ERROR: Final = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*)")
-_UNDECLARED: Final = re.compile(r"undeclared reference to '([^']*)'")
-_DASHED_STEP: Final = re.compile(r"\bsteps\.([a-z][a-z0-9_]*(?:-[a-z0-9_]+)+)")
-_FUNCTIONS: Final = (
-    "size",
-    "contains",
-    "startsWith",
-    "endsWith",
-    "matches",
-    "int",
-    "uint",
-    "double",
-    "string",
-    "bool",
-    "bytes",
-    "duration",
-    "timestamp",
-    "type",
-    "dyn",
-    "has",
-    "all",
-    "exists",
-    "exists_one",
-    "filter",
-    "map",
-    "charAt",
-    "indexOf",
-    "lastIndexOf",
-    "lowerAscii",
-    "upperAscii",
-    "replace",
-    "split",
-    "substring",
-    "trim",
-    "join",
-    "format",
-    "quote",
-    "reverse",
-    "optMap",
-    "optFlatMap",
-    "hasValue",
-    "value",
-    "orValue",
-    "or",
-    "range",
-    "math.greatest",
-    "math.least",
-    "math.ceil",
-    "math.floor",
-    "math.round",
-    "math.abs",
-    "cel.bind",
-    "getHours",
-    "getMinutes",
-    "getSeconds",
-    "getFullYear",
-    "getMonth",
-    "getDate",
-    "getDayOfWeek",
-)
-
-
-def _invalid(message: str, source: str, environment: Environment) -> ExpressionInvalid:
-    found = _ENGINE_ERROR.search(message)
-    if found is None:
-        return ExpressionInvalid(_STATUS_CODE.sub("", message).strip())
-    line, column = max(int(found[1]), 1), max(int(found[2]), 1)
-    text = found[3].replace(" (in container '')", "")
-    text = _STATUS_CODE.sub("", re.sub(r" expecting \{.*\}", "", text))
-    text = text.replace("mismatched input '<EOF>'", "the expression ends too early")
-    undeclared = _UNDECLARED.search(text)
-    if undeclared:
-        text += _nearest(undeclared[1], source, environment)
-    return ExpressionInvalid(text, line, column)
-
-
-def _nearest(name: str, source: str, environment: Environment) -> str:
-    dashed = dashed_step(source)
-    if dashed and name.partition(".")[0] in dashed.split("-"):
-        return f"; a step with a dash is steps['{dashed}']"
-    names = [*environment.variables, *_FUNCTIONS]
-    if environment.has_status_functions:
-        names += STATUS_FUNCTIONS
-    elif name in STATUS_FUNCTIONS:
-        return "; it is known in `if` only"
-    if name.partition(".")[0] in ("item", "index"):
-        return "; it is known under `for_each` only"
-    return suggestion(name.partition(".")[0], names)
-
-
-def dashed_step(source: str) -> str | None:
-    """Return `a-b` when the expression says `steps.a-b`, which CEL reads as a subtraction."""
-    match = _DASHED_STEP.search(source)
-    return match[1] if match else None
-
-
-# ---- What an expression names --------------------------------------------------------------------------------------
-
-_STATUS_VARIABLE: Final = "@{}:{}"
-_INDEX_CALLS: Final = frozenset(("_[_]", "_?._", "_[?_]"))
-_OF_TIMESTAMP: Final = re.compile(r"get(FullYear|Month|Date|DayOf\w+|Hours|Minutes|Seconds|Milliseconds)")
-_FIXED_ZONE: Final = re.compile(r"UTC|[+-]?\d\d:\d\d")
-
-
-class _Walk:
-    """One pass over the tree: collects paths and status calls, makes macros refuse maps."""
-
-    def __init__(self, variables: tuple[str, ...], tree: ast.Node) -> None:
-        self._variables = frozenset((*variables, *("." + name for name in variables)))
-        self._tree = tree
-        self.paths: set[Path] = set()
-        self.status_calls: set[tuple[str, str | None]] = set()
-        self.is_changed = False
-        self.checks_macros = False
-        self.adds = False
-
-    @cached_property
-    def _types(self) -> dict[int, int]:
-        return ast.types(self._tree)
-
-    def run(self, top: ast.Node) -> "_Walk":
-        todo: list[tuple[ast.Node, frozenset[str]]] = [(top, frozenset())]
-        while todo:
-            node, bound = todo.pop()
-            if node.kind is ast.Kind.EXPR and self._take_expression(node, bound):
-                continue
-            if node.kind is ast.Kind.COMPREHENSION:
-                todo.extend(self._comprehension(node, bound))
-            else:
-                self._check_node(node)
-                todo.extend((child, bound) for child in node.children())
-        return self
-
-    def _take_expression(self, expr: ast.Node, bound: frozenset[str]) -> bool:
-        """Return whether the expression is done with: a path of ours, or a status call."""
-        path, dynamic = _path_of(expr)
-        if path is not None and path[0] in self._variables and path[0] not in bound:
-            self.paths.add((path[0].lstrip("."), *path[1:]))
-            return not dynamic
-        call = expr.child(ast.EXPR_CALL)
-        if call is not None and call.text(ast.CALL_FUNCTION) in STATUS_FUNCTIONS and not call.child(ast.CALL_TARGET):
-            self._status_call(expr, call)
-            return True
-        return False
-
-    def _status_call(self, expr: ast.Node, call: ast.Node) -> None:
-        name, args = call.text(ast.CALL_FUNCTION), call.args()
-        step = ast.const_string(args[0]) if args else None
-        if args and step is None:
-            raise ExpressionInvalid(f"{name}(…) takes the step's name in quotes: {name}('page')")
-        self.status_calls.add((name, step))
-        ast.become_ident(expr, _STATUS_VARIABLE.format(name, step or ""))
-        self.is_changed = True
-
-    def _comprehension(self, node: ast.Node, bound: frozenset[str]) -> Iterator[tuple[ast.Node, frozenset[str]]]:
-        inner = bound | {
-            node.text(ast.COMPREHENSION_VAR),
-            node.text(ast.COMPREHENSION_VAR2),
-            node.text(ast.COMPREHENSION_ACCU),
-        }
-        for one in node.fields:
-            if isinstance(one.value, ast.Node):
-                outer = one.number in (ast.COMPREHENSION_RANGE, ast.COMPREHENSION_INIT)
-                yield one.value, bound if outer else inner
-        self._guard_range(node)
-
-    def _guard_range(self, node: ast.Node) -> None:
-        over = node.child(ast.COMPREHENSION_RANGE)
-        kind = self._types.get(over.expr_id) if over else None
-        if kind == ast.TYPE_MAP:
-            raise ExpressionInvalid("a macro (map, filter, all, exists) runs over a list: a map has no order")
-        if kind != ast.TYPE_LIST:
-            ast.must_be_list(node)
-            self.is_changed = self.checks_macros = True
-
-    def _check_node(self, node: ast.Node) -> None:
-        if node.kind is ast.Kind.STRUCT and node.text(ast.STRUCT_MESSAGE):
-            raise ExpressionInvalid(
-                f"{node.text(ast.STRUCT_MESSAGE)[:80]} is a protobuf message, which is not known here"
-            )
-        if node.kind is ast.Kind.CALL:
-            self._check_call(node)
-
-    def _check_call(self, call: ast.Node) -> None:
-        name, args = call.text(ast.CALL_FUNCTION), call.args()
-        if name == "_+_" and ast.ident_name(args[0]) != "@result":  # the macros' own ones do not count
-            self.adds = True
-        if args and call.child(ast.CALL_TARGET) and _OF_TIMESTAMP.fullmatch(name):
-            zone = ast.const_string(args[0])
-            if zone is None or not _FIXED_ZONE.fullmatch(zone):
-                raise ExpressionInvalid(
-                    f"{name}: only 'UTC' or an offset like '+02:00'; named zones differ between hosts"
-                )
-
-
-def _path_of(expr: ast.Node) -> tuple[Path | None, bool]:
-    """Return the path that an expression selects, and whether more of it (an index) must still be walked."""
-    parts: list[str] = []
-    dynamic = False
-    while True:
-        name = ast.ident_name(expr)
-        if name is not None:
-            return (name, *reversed(parts)), dynamic
-        part, operand, is_index = _selected(expr)
-        if operand is None:
-            return None, True
-        if part is None:
-            if not is_index:
-                return None, True
-            parts.clear()
-            dynamic = True
-        else:
-            parts.append(part)
-        expr = operand
-
-
-def _selected(expr: ast.Node) -> tuple[str | None, ast.Node | None, bool]:
-    """Return the part an expression selects (None: known at run time only), and what it selects from."""
-    select = expr.child(ast.EXPR_SELECT)
-    if select is not None:
-        return select.text(ast.SELECT_FIELD), select.child(ast.SELECT_OPERAND), False
-    call = expr.child(ast.EXPR_CALL)
-    if call is None or call.text(ast.CALL_FUNCTION) not in _INDEX_CALLS:
-        return None, None, False
-    operand, index = call.args()
-    return ast.const_string(index), operand, True
-
-
-# ---- Contexts ------------------------------------------------------------------------------------------------------
+__all__ = [
+    "Condition",
+    "Embedded",
+    "ExpressionError",
+    "InvalidExpressionError",
+    "RetryCondition",
+    "Template",
+    "as_text",
+    "canonical_json",
+    "compile_condition",
+    "compile_retry_condition",
+    "compile_template",
+    "context_for",
+    "split_text",
+]
 
 
 def context_for(
@@ -481,118 +52,7 @@ def context_for(
     """Return the context that holds only what the paths name. `steps` is asked once per step that is named."""
     asked = {path[1] for path in paths if path[0] == "steps" and len(path) > 1}
     everything = {"inputs": inputs, "steps": {step: steps(step) for step in sorted(asked)}, "run": run}
-    return _only(everything, tuple(sorted(paths)))
-
-
-def _only(context: Mapping[str, Any], paths: tuple[Path, ...]) -> dict[str, Any]:
-    """Return the part of the context that the sorted paths name; a shorter path brings all below it."""
-    found: dict[str, Any] = {}
-    last: Path | None = None
-    for path in paths:
-        if last is not None and path[: len(last)] == last:
-            continue
-        last = path
-        _copy_path(context, found, path)
-    return found
-
-
-def _copy_path(source: Mapping[str, Any], target: dict[str, Any], path: Path) -> None:
-    for part in path[:-1]:
-        if part not in source:
-            return
-        value = source[part]
-        if value is None:
-            return  # absent, so that steps.x.?output.?y works on the null output of a failed step
-        if not isinstance(value, Mapping):
-            target[part] = value
-            return
-        source, target = value, target.setdefault(part, {})
-    if path[-1] in source:
-        value = source[path[-1]]
-        target[path[-1]] = value if isinstance(value, dict) or not isinstance(value, Mapping) else dict(value)
-
-
-def _look_up(context: Mapping[str, Any], path: Path) -> Any:
-    value: Any = context
-    for at, part in enumerate(path):
-        if not isinstance(value, Mapping):
-            raise ExpressionError(f"{'.'.join(path[:at])} is {_kind(value)}, which has no {part!r}")
-        if part not in value:
-            raise ExpressionError(f"{'.'.join(path[:at]) or 'the context'} has no {part!r}")
-        value = value[part]
-    return value
-
-
-def _why_missing(context: Mapping[str, Any], path: Path) -> str | None:
-    try:
-        _look_up(context, path)
-    except ExpressionError as error:
-        return error.message
-    return None
-
-
-def _kind(value: Any) -> str:
-    kinds = {type(None): "null", bool: "a bool", int: "an int", float: "a double", str: "a string", list: "a list"}
-    return kinds.get(type(value), type(value).__name__)
-
-
-# ---- Results -------------------------------------------------------------------------------------------------------
-
-
-def _to_json(value: Any, depth: int = 0) -> Any:
-    """Return the JSON form of a result, maps with sorted keys."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, int):
-        return _checked_int(value)
-    if isinstance(value, float):
-        return _checked_float(value)
-    if depth >= MAX_NESTING:
-        raise ExpressionError(f"the result is nested deeper than {MAX_NESTING} levels")
-    if isinstance(value, list):
-        return [_to_json(one, depth + 1) for one in value]
-    if isinstance(value, dict):
-        return {key: _to_json(value[key], depth + 1) for key in _sorted_keys(value)}
-    return _scalar_to_json(value)
-
-
-def _checked_int(value: int) -> int:
-    if value > MAX_INTEGER:
-        raise ExpressionError(f"{value} does not fit in a signed 64-bit integer")
-    return value
-
-
-def _checked_float(value: float) -> float:
-    if not math.isfinite(value):
-        raise ExpressionError(f"the result is {value}, which JSON does not have")
-    return value
-
-
-def _sorted_keys(value: dict[Any, Any]) -> list[str]:
-    for key in value:
-        if not isinstance(key, str):
-            raise ExpressionError(f"a key of a map in the result is {_kind(key)}; JSON has string keys: string(…)")
-    return sorted(value)
-
-
-def _scalar_to_json(value: Any) -> str:
-    """Return the text of a timestamp (RFC 3339), duration (`1.5s`) or bytes (base64): protobuf's JSON mapping."""
-    match value:
-        case datetime.datetime():
-            return value.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
-        case datetime.timedelta():
-            return _seconds_text(value)
-        case bytes() | bytearray():
-            return base64.b64encode(value).decode()
-        case _:
-            raise ExpressionError("the result is a type, which has no JSON form")
-
-
-def _seconds_text(value: datetime.timedelta) -> str:
-    microseconds = value // datetime.timedelta(microseconds=1)
-    whole, rest = divmod(abs(microseconds), 1_000_000)
-    fraction = f".{rest:06}".rstrip("0") if rest else ""
-    return f"{'-' if microseconds < 0 else ''}{whole}{fraction}s"
+    return only(everything, tuple(sorted(paths)))
 
 
 def canonical_json(value: Any) -> str:
@@ -627,14 +87,14 @@ class Embedded:
 
     @cached_property
     def program(self) -> Program:
-        """The compiled expression. Raises `ExpressionInvalid`."""
+        """The compiled expression. Raises `InvalidExpressionError`."""
         return compile_expression(self.source, self.environment)
 
 
 def split_text(text: str) -> list[tuple[str, int | None]]:
     """Return the text's parts in order: (literal, None) or (expression, its offset). `$${{` is a literal `${{`.
 
-    Raises `ExpressionInvalid` for a `${{` without its `}}`.
+    Raises `InvalidExpressionError` for a `${{` without its `}}`.
     """
     parts: list[tuple[str, int | None]] = []
     literal, at = "", 0
@@ -668,10 +128,10 @@ def _end_of_expression(text: str, start: int) -> int:
         elif lexeme == "}":
             depth = max(depth - 1, 0)
         if at - start > MAX_EXPRESSION_CHARS + 2:
-            raise ExpressionInvalid(
+            raise InvalidExpressionError(
                 f"the expression is longer than {MAX_EXPRESSION_CHARS} characters, or lacks its }}}}"
             )
-    raise ExpressionInvalid("`${{` without its `}}`; a literal one is written `$${{`")
+    raise InvalidExpressionError("`${{` without its `}}`; a literal one is written `$${{`")
 
 
 @dataclass(frozen=True)
@@ -733,8 +193,6 @@ class _Rendering:
             value = one.program.evaluate(self._context)
         except ExpressionError as error:
             raise ExpressionError(error.message, one.pointer) from error
-        except ExpressionInvalid as error:
-            raise ExpressionError(error.message, one.pointer) from error
         self._bytes += _weight(value)
         if self._bytes > MAX_RENDERED_BYTES:
             raise ExpressionError(f"the results weigh more than {MAX_RENDERED_BYTES} bytes", one.pointer)
@@ -762,7 +220,7 @@ class Template:
 
     @cached_property
     def paths(self) -> frozenset[Path]:
-        """The paths that the expressions name. Compiles them, so it raises `ExpressionInvalid`."""
+        """The paths that the expressions name. Compiles them, so it raises `InvalidExpressionError`."""
         return frozenset().union(*(one.program.paths for one in self.expressions))
 
     def render(self, context: Mapping[str, Any]) -> Any:
@@ -795,7 +253,7 @@ def _plan(value: Any, environment: Environment, pointer: str, found: list[Embedd
 def _plan_text(text: str, environment: Environment, pointer: str, found: list[Embedded]) -> Any:
     try:
         split = split_text(text)
-    except ExpressionInvalid as error:
+    except InvalidExpressionError as error:
         raise ExpressionError(error.message, pointer) from error
     parts: list[str | Embedded] = []
     for part, offset in split:
@@ -833,41 +291,53 @@ class Condition:
         """The calls like `failed('x')`, as (function, step or None for all needs)."""
         return self.program.status_calls if self.program else frozenset()
 
-    def evaluate(self, context: Mapping[str, Any], needs: Mapping[str, str]) -> bool:
-        """Return whether the step runs. `needs` is the effective status of each step it needs.
+    def evaluate(
+        self, context: Mapping[str, Any], needs: Mapping[str, str], *, tolerated: Collection[str] = ()
+    ) -> bool:
+        """Return whether the step runs. `needs` is the status of each step it needs, by id.
 
-        A need that failed under `continue_on_error` counts as `succeeded` for `succeeded()`: the caller passes it so when
-        it wants the default to hold. Raises `ExpressionError`.
+        A need in `tolerated` (it has `continue_on_error`) may have failed and `succeeded()` still holds; `failed()`,
+        `failed('x')` and `succeeded('x')` speak of the plain status. Raises `ExpressionError`.
         """
-        if self.program is None or not self.program.status_calls:
-            if not _answer("succeeded", None, needs):
-                return False
-            if self.program is None:
-                return True
+        if self.program is None:
+            return _all_succeeded(needs, tolerated)
+        if not self.program.status_calls and not _all_succeeded(needs, tolerated):
+            return False
         calls = self.program.status_calls
-        statuses = {_STATUS_VARIABLE.format(name, step or ""): _answer(name, step, needs) for name, step in calls}
+        statuses = {status_variable(name, step): _answer(name, step, needs, tolerated) for name, step in calls}
         return _must_be_bool(self.program.evaluate(context, statuses), "if")
 
 
-def _answer(name: str, step: str | None, needs: Mapping[str, str]) -> bool:
-    asked = [needs[step]] if step is not None and step in needs else [] if step is not None else list(needs.values())
-    if name == "always":
-        return True
-    if name == "failed":
-        return any(status in FAILED_STATUSES for status in asked)
-    return (step is None or bool(asked)) and all(status == "succeeded" for status in asked)
+def _answer(name: str, step: str | None, needs: Mapping[str, str], tolerated: Collection[str]) -> bool:
+    match name, step:
+        case "always", _:
+            return True
+        case "failed", None:
+            return not FAILED_STATUSES.isdisjoint(needs.values())
+        case "failed", str():
+            return needs.get(step) in FAILED_STATUSES
+        case _, str():
+            return needs.get(step) == "succeeded"
+        case _:
+            return _all_succeeded(needs, tolerated)
+
+
+def _all_succeeded(needs: Mapping[str, str], tolerated: Collection[str]) -> bool:
+    return all(
+        status == "succeeded" or (need in tolerated and status in FAILED_STATUSES) for need, status in needs.items()
+    )
 
 
 def _must_be_bool(value: Any, what: str) -> bool:
     if not isinstance(value, bool):
-        raise ExpressionError(f"`{what}` must be true or false, this is {_kind(value)}")
+        raise ExpressionError(f"`{what}` must be true or false, this is {kind_of(value)}")
     return value
 
 
 def compile_condition(source: str | bool | None) -> Condition:
     """Return the condition of an `if`, written with or without `${{ }}`; None is the default one.
 
-    Raises `ExpressionInvalid`.
+    Raises `InvalidExpressionError`.
     """
     if source is None:
         return Condition()
@@ -887,16 +357,16 @@ class RetryCondition:
 
 @lru_cache(maxsize=1024)
 def compile_retry_condition(source: str) -> RetryCondition:
-    """Return the `if` of a retry policy, written with or without `${{ }}`. Raises `ExpressionInvalid`."""
+    """Return the `if` of a retry policy, written with or without `${{ }}`. Raises `InvalidExpressionError`."""
     return RetryCondition(_bool_program(source, RETRY))
 
 
 def _bool_program(source: str, environment: Environment) -> Program:
     parts = split_text(source)
     if len(parts) > 1:
-        raise ExpressionInvalid("a condition is one expression, alone in its `${{ }}`")
+        raise InvalidExpressionError("a condition is one expression, alone in its `${{ }}`")
     text = parts[0][0] if parts and parts[0][1] is not None else source
     program = compile_expression(text, environment)
     if program.returns not in ("BOOL", "DYN", "dyn"):
-        raise ExpressionInvalid(f"a condition is true or false, this gives {program.returns.lower()}")
+        raise InvalidExpressionError(f"a condition is true or false, this gives {program.returns.lower()}")
     return program

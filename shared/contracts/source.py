@@ -1,7 +1,7 @@
 """Bytes of a client to a JSON value, with line and column of whatever is wrong in them.
 
 JSON is RFC 8259 without duplicate keys. YAML is 1.2 with the core schema (yaml.org/spec/1.2.2 §10.3), so `on` and
-`yes` are strings, and without tags, merge keys and further documents. What comes out is plain JSON with 64-bit integers.
+`yes` are strings, and without tags, merge keys and further documents. What comes out is JSON with 64-bit integers.
 """
 
 import json
@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Final
 
 import yaml
-from yaml.cyaml import CParser
+from yaml.cyaml import CParser  # type: ignore[attr-defined]  # not in the stubs
 from yaml.events import (
     AliasEvent,
     DocumentStartEvent,

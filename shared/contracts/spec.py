@@ -21,7 +21,6 @@ from pydantic_core import PydanticCustomError
 from anabranch.shared.contracts.durations import DurationError, parse_duration
 from anabranch.shared.contracts.expressions import RetryCondition, compile_retry_condition
 from anabranch.shared.contracts.limits import (
-    DEFAULT_RUN_TIMEOUT_S,
     MAX_DESCRIPTION_BYTES,
     MAX_NAME_CHARS,
     MAX_NEEDS,
@@ -99,9 +98,9 @@ class RetrySpec(_Model):
     """How often and when a step is tried again."""
 
     max_attempts: int = Field(default=1, ge=1, le=1000, description="Tries in all, the first one included.")
-    initial: Duration = Field(default=1.0, description="Delay before the second try.")
+    initial_s: Duration = Field(default=1.0, alias="initial", description="Delay before the second try.")
     factor: float = Field(default=2.0, ge=1, le=100, description="Each further delay is so many times the last.")
-    max: Duration = Field(default=60.0, description="No delay is longer.")
+    max_s: Duration = Field(default=60.0, alias="max", description="No delay is longer.")
     jitter: Jitter = Field(default=Jitter.FULL, description="How delays are spread.")
     retry_on: tuple[str, ...] = Field(default=(), max_length=100, description="Error types; empty means all.")
     if_: str | None = Field(default=None, alias="if", description="CEL over `error` and `attempt`.")
@@ -110,9 +109,9 @@ class RetrySpec(_Model):
         """Return the policy that the core decides by."""
         return RetryPolicy(
             max_attempts=self.max_attempts,
-            initial_s=self.initial,
+            initial_s=self.initial_s,
             factor=self.factor,
-            max_s=self.max,
+            max_s=self.max_s,
             jitter=self.jitter,
             retry_on=self.retry_on,
             when=self.if_,
@@ -126,7 +125,7 @@ class RetrySpec(_Model):
 class CacheSpec(_Model):
     """Reuse the output of an equal step."""
 
-    ttl: Timeout
+    ttl_s: Timeout = Field(alias="ttl")
     key: str | None = None
 
 
@@ -152,7 +151,7 @@ class CompensateSpec(_Model):
     uses: TypeName
     with_: JsonValue = Field(default_factory=dict, alias="with")
     retry: RetrySpec | None = None
-    timeout: Timeout | None = None
+    timeout_s: Timeout | None = Field(default=None, alias="timeout")
 
 
 class StepSpec(_Model):
@@ -165,10 +164,10 @@ class StepSpec(_Model):
     )
     if_: ConditionText = Field(default=None, alias="if", description="CEL; without it, succeeded().")
     retry: RetrySpec | None = None
-    timeout: Timeout | None = Field(default=None, description="Of one attempt.")
+    timeout_s: Timeout | None = Field(default=None, alias="timeout", description="Of one attempt.")
     continue_on_error: bool = Field(default=False, description="Its failure is not the run's, and its dependents run.")
-    total_timeout: Timeout | None = Field(default=None, description="Over all attempts.")
-    queue_timeout: Timeout | None = Field(default=None, description="Waiting for a worker.")
+    total_timeout_s: Timeout | None = Field(default=None, alias="total_timeout", description="Over all attempts.")
+    queue_timeout_s: Timeout | None = Field(default=None, alias="queue_timeout", description="Waiting for a worker.")
     for_each: Items = Field(default=None, description="One child per item, with `item` and `index`.")
     max_parallel: int | None = Field(default=None, ge=1, description="Children in flight at once.")
     cache: CacheSpec | None = None
@@ -180,7 +179,7 @@ class DefaultsSpec(_Model):
     """For every step that does not say otherwise."""
 
     retry: RetrySpec | None = None
-    timeout: Timeout | None = None
+    timeout_s: Timeout | None = Field(default=None, alias="timeout")
 
 
 class PipelineSpec(_Model):
@@ -191,7 +190,9 @@ class PipelineSpec(_Model):
     inputs: dict[FieldName, dict[str, JsonValue]] = Field(
         default_factory=dict, max_length=MAX_INPUTS, description="A JSON Schema per input; `default` makes it optional."
     )
-    timeout: Timeout = Field(default=DEFAULT_RUN_TIMEOUT_S, description="Of the whole run.")
+    timeout_s: Timeout | None = Field(
+        default=None, alias="timeout", description="Of the whole run; 15m unless the server says otherwise."
+    )
     defaults: DefaultsSpec = DefaultsSpec()
     fail_fast: bool = Field(default=True, description="A failed step stops what has not started and cancels what runs.")
     max_parallel: int | None = Field(default=None, ge=1, description="Steps of the run in flight at once.")
@@ -206,8 +207,8 @@ class PipelineSpec(_Model):
 
     def timeout_of(self, step: str) -> float | None:
         """Return a step's seconds per attempt: by its own word, else the pipeline's default, else None."""
-        own = self.steps[step].timeout
-        return own if own is not None else self.defaults.timeout
+        own = self.steps[step].timeout_s
+        return own if own is not None else self.defaults.timeout_s
 
 
 _ONE_ATTEMPT: Final = RetrySpec()

@@ -32,10 +32,10 @@ MAX_STEP_OUTPUT_BYTES: Final = 1 * MIB
 MAX_ERROR_MESSAGE_CHARS: Final = 4 * KIB
 MAX_ERROR_DETAILS_BYTES: Final = 16 * KIB
 
-# What a record may weigh: the largest body, its inputs and the envelope fit, and a dead letter of such a record too
-# (base64 makes 4/3 of it).
-MAX_RECORD_BYTES: Final = 4 * MIB
-MAX_MESSAGE_BYTES: Final = 3 * MIB
+# What a record may weigh: the largest body fits although escaping it as JSON text may double it, and so does a dead
+# letter of such a record (base64 makes 4/3 of it).
+MAX_MESSAGE_BYTES: Final = 4 * MIB + 256 * KIB
+MAX_RECORD_BYTES: Final = 6 * MIB
 
 # How long anything may wait, seconds.
 MAX_WAIT_S: Final = 30 * 24 * 3600

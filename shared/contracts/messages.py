@@ -115,7 +115,10 @@ class Lease(BaseModel):
 
 
 class LeasesRenewed(Message):
-    """A worker still holds these attempts, all of runs in the partition this record was written to."""
+    """A worker still holds these attempts, all of runs in the partition this record was written to.
+
+    A `lease_s` of 0 gives them back: the worker stops, and the next attempt may start at once.
+    """
 
     type: Literal["LeasesRenewed"] = "LeasesRenewed"
     worker: str
@@ -201,10 +204,7 @@ class CancelStep(Message):
     run_id: str
     step: str
     attempt: int
-    uses: str
 
-
-CommandMessage = Annotated[RunStep, Field(discriminator="type")]
 
 # --- pipelines.run-events ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,283 @@
+"""`decide(run, message, at)`: what a record means for a run. Pure: no I/O, no clock, no chance, no setting.
+
+A message is told apart, looked up in the transition table if it speaks of a step, applied, and then the run *settles*:
+ready steps are dispatched, unreachable ones skipped, the run finished, until nothing changes (`settle.py`).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from anabranch.services.orchestrator.core import settle
+from anabranch.services.orchestrator.core.effects import Append, Channel, Effect, SetTimer
+from anabranch.services.orchestrator.core.graph import NO_PIPELINE, compile_pipeline
+from anabranch.services.orchestrator.core.state import GRACE, RETRY, RUN_TIMEOUT, Run, Step, Stop, StopReason
+from anabranch.services.orchestrator.core.status import DISPATCHED, StepStatus
+from anabranch.services.orchestrator.core.transitions import TABLE, Fact, Ignore
+from anabranch.services.orchestrator.core.turn import SOURCE, Turn, finished
+from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.codec import encode, trace_id_of_run
+from anabranch.shared.contracts.errors import ErrorType, StepError
+from anabranch.shared.contracts.ids import attempt_id
+
+RULES_VERSION: Final = 1
+"""Raised whenever the same log would be decided otherwise; the golden logs in tests/golden hold it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a record means: the turn to commit, or why it is ignored; and what is to be appended and armed."""
+
+    run: Run | None
+    effects: tuple[Effect, ...] = ()
+    ignored: Ignore | None = None
+    turn: Turn | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self.turn is not None and self.turn.ended
+
+    def commit(self) -> None:
+        """Make the run what was decided."""
+        if self.turn is not None:
+            self.turn.commit()
+
+
+_FACTS: Final[dict[type[m.Message], Fact]] = {
+    m.AttemptStarted: Fact.STARTED,
+    m.AttemptSucceeded: Fact.SUCCEEDED,
+    m.AttemptFailed: Fact.FAILED,
+    m.AttemptCancelled: Fact.CANCELLED,
+    m.LeaseRenewed: Fact.RENEWED,
+}
+
+AttemptMessage = m.AttemptStarted | m.AttemptSucceeded | m.AttemptFailed | m.AttemptCancelled | m.LeaseRenewed
+
+
+def decide(run: Run | None, message: m.RunMessage, at: int) -> Decision:
+    """Return what `message`, appended at broker time `at` (milliseconds), means for `run`. The run is not touched."""
+    if isinstance(message, m.SubmitRun):
+        return _begin(run, message, at)
+    if run is None:
+        return _unknown_run(message, at)
+    match message:
+        case m.TimerFired():
+            return _timer(run, message, at)
+        case m.ContinueRun():
+            return _continue(run, message, at)
+        case m.CancelRun():
+            return _stop(run, StopReason.CANCELLED, message.reason, at)
+        case _:
+            return _attempt(run, message, at)
+
+
+def abandon(run: Run, error: StepError, at: int) -> Decision:
+    """Return the decision that ends a run as failed, whatever its steps do: for errors of the engine itself."""
+    turn = Turn(run, at)
+    turn.fail_run(error)
+    settle.end(turn, failed=True)
+    return Decision(run, tuple(turn.effects), turn=turn)
+
+
+def refuse(message: m.SubmitRun, error: StepError, at: int) -> Decision:
+    """Return the decision that starts and fails a run whose definition cannot even be compiled."""
+    run = Run.begin(message, NO_PIPELINE, at)
+    turn = Turn(run, at)
+    _emit_started(turn)
+    turn.fail_run(error)
+    settle.end(turn, failed=True)
+    return Decision(run, tuple(turn.effects), turn=turn)
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def _begin(run: Run | None, message: m.SubmitRun, at: int) -> Decision:
+    if run is not None:
+        same = run.submission.body_hash == message.body_hash
+        return Decision(run, ignored=Ignore.DUPLICATE_SUBMISSION if same else Ignore.CONFLICTING_SUBMISSION)
+    pipeline = compile_pipeline(message.definition)
+    run = Run.begin(message, pipeline, at)
+    turn = Turn(run, at)
+    _emit_started(turn)
+    turn.effects.append(SetTimer(RUN_TIMEOUT, run.timeout_at))
+    return _settled(turn)
+
+
+def _emit_started(turn: Turn) -> None:
+    run, submission = turn.run, turn.run.submission
+    seq, time = turn.next_event()
+    turn.emit(
+        m.RunStarted(
+            run_id=run.id, seq=seq, at=time, pipeline=run.pipeline.name, revision=submission.revision,
+            tenant=submission.tenant, inputs=submission.inputs, labels=submission.labels,
+            body_hash=submission.body_hash, steps=dict(run.pipeline.uses),
+        )
+    )  # fmt: skip
+
+
+def _unknown_run(message: m.RunMessage, at: int) -> Decision:
+    if isinstance(message, m.LeaseRenewed):
+        return Decision(None, (_cancel_stale(message, at),), ignored=Ignore.UNKNOWN_RUN)
+    return Decision(None, ignored=Ignore.UNKNOWN_RUN)
+
+
+def _continue(run: Run, message: m.ContinueRun, at: int) -> Decision:
+    if message.number != run.continued:
+        return Decision(run, ignored=Ignore.STALE_CONTINUE)
+    return _settled(Turn(run, at))
+
+
+def _stop(run: Run, reason: StopReason, words: str, at: int) -> Decision:
+    if run.stop is not None and run.stop.reason is not StopReason.FAIL_FAST:
+        return Decision(run, ignored=Ignore.ALREADY_STOPPING)
+    turn = Turn(run, at)
+    settle.stop(turn, Stop(reason, turn.at, words))
+    return _settled(turn)
+
+
+def _settled(turn: Turn) -> Decision:
+    settle.settle(turn)
+    return Decision(turn.run, tuple(turn.effects), turn=turn)
+
+
+# --- timers -----------------------------------------------------------------------------------------------------------
+
+
+def _timer(run: Run, message: m.TimerFired, at: int) -> Decision:
+    kind, _, rest = message.timer_id.partition("/")
+    due = _due_at(run, message.timer_id, kind, rest)
+    if due is None:
+        return Decision(run, ignored=Ignore.STALE_TIMER)
+    if max(at, run.at) < due:
+        return Decision(run, (SetTimer(message.timer_id, due),), ignored=Ignore.EARLY_TIMER)
+    if kind == RUN_TIMEOUT:
+        return _stop(run, StopReason.TIMED_OUT, f"the run took longer than {(due - run.started_at) / 1000:g} s", at)
+    if kind == GRACE:
+        return _grace_ends(run, at)
+    index = run.pipeline.index[rest.rpartition("/")[0]]
+    return _apply(run, index, Fact.RETRY_DUE if kind == RETRY else Fact.LEASE_DUE, None, at)
+
+
+def _due_at(run: Run, timer_id: str, kind: str, rest: str) -> int | None:
+    if kind == RUN_TIMEOUT:
+        stopping = run.stop is not None and run.stop.reason is not StopReason.FAIL_FAST
+        return None if stopping else run.timeout_at
+    if kind == GRACE:
+        return run.grace_ends_at
+    index = run.pipeline.index.get(rest.rpartition("/")[0])
+    if index is None:
+        return None
+    step = run.steps[index]
+    return step.due_at if step.timer_id(run.pipeline.steps[index].id) == timer_id else None
+
+
+def _grace_ends(run: Run, at: int) -> Decision:
+    turn = Turn(run, at)
+    for index, step in enumerate(run.steps):
+        if step.cancelling and step.status in DISPATCHED:
+            turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
+    return _settled(turn)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def _attempt(run: Run, message: AttemptMessage, at: int) -> Decision:
+    index = run.pipeline.index.get(message.step)
+    if index is None:
+        return Decision(run, ignored=Ignore.UNKNOWN_STEP)
+    step = run.steps[index]
+    if message.attempt != step.attempt:
+        stale = (_cancel_stale(message, at),) if isinstance(message, m.LeaseRenewed) else ()
+        return Decision(run, stale, ignored=Ignore.STALE_ATTEMPT)
+    return _apply(run, index, _FACTS[type(message)], message, at)
+
+
+def _apply(run: Run, index: int, fact: Fact, message: AttemptMessage | None, at: int) -> Decision:
+    step = run.steps[index]
+    row = TABLE[step.status][fact]
+    if isinstance(row, Ignore):
+        still_held = isinstance(message, m.LeaseRenewed) and row is Ignore.FINISHED
+        return Decision(run, (_cancel_stale(message, at),) if still_held and message else (), ignored=row)
+    turn = Turn(run, at)
+    _follow(turn, index, step, fact, message)
+    after = turn.step(index)
+    assert after.status in row, f"{step.status} -{fact}-> {after.status} is not in the table"
+    return _settled(turn)
+
+
+def _follow(turn: Turn, index: int, step: Step, fact: Fact, message: AttemptMessage | None) -> None:
+    match message:
+        case m.AttemptSucceeded():
+            settle.succeed(turn, index, message)
+        case m.AttemptFailed():
+            settle.fail_attempt(turn, index, message)
+        case m.AttemptStarted():
+            _lease(turn, index, step, message.lease_s, step.progress)
+        case m.LeaseRenewed() if message.lease_s > 0:
+            _lease(turn, index, step, message.lease_s, message.progress)
+        case m.LeaseRenewed():
+            _next_attempt(turn, index, replace(step, given_back=step.given_back + 1))
+        case m.AttemptCancelled():
+            _lost(turn, index, step)
+        case None if fact is Fact.RETRY_DUE:
+            settle.dispatch(turn, index, step)
+        case None:
+            _lapse(turn, index, step)
+
+
+def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object) -> None:
+    held = replace(
+        step,
+        status=StepStatus.RUNNING,
+        started_at=turn.at if step.started_at is None else step.started_at,
+        due_at=turn.at + round(1000 * lease_s),
+        suspected=False,
+        progress=progress if progress is not None else step.progress,
+    )
+    if step.status is not StepStatus.RUNNING:
+        turn.change(index, held)
+    elif held.progress != step.progress:
+        turn.change(index, held, event_type="StepProgressed")
+    else:
+        turn.move(index, held)
+
+
+def _lapse(turn: Turn, index: int, step: Step) -> None:
+    if step.suspected:
+        _lost(turn, index, step)
+        return
+    wait_ms = round(1000 * turn.run.submission.settings.suspect_s)
+    turn.move(index, replace(step, suspected=True, due_at=turn.at + wait_ms))
+
+
+def _lost(turn: Turn, index: int, step: Step) -> None:
+    if step.cancelling:
+        turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
+        return
+    lost = replace(step, losses=step.losses + 1)
+    if lost.losses < turn.run.submission.settings.max_losses:
+        _next_attempt(turn, index, lost)
+        return
+    error = StepError.of(ErrorType.WORKER_LOST, f"{lost.losses} workers were lost while they ran this step")
+    settle.dead_letter_command(turn, index, lost, error)
+    settle.fail(turn, index, lost, error)
+
+
+def _next_attempt(turn: Turn, index: int, step: Step) -> None:
+    if step.cancelling:
+        turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
+    else:
+        settle.dispatch(turn, index, step)
+
+
+def _cancel_stale(message: AttemptMessage, at: int) -> Append:
+    record = encode(
+        m.CancelStep(run_id=message.run_id, step=message.step, attempt=message.attempt),
+        message_id=f"{attempt_id(message.run_id, message.step, message.attempt)}/cancel",
+        source=SOURCE,
+        at_ms=at,
+        trace_id=trace_id_of_run(message.run_id),
+    )
+    return Append(Channel.CONTROL, message.run_id, record.value, record.headers)

@@ -1,0 +1,103 @@
+"""Everything the core knows about one partition: its runs, the finished ones it still remembers, and its time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from anabranch.services.orchestrator.core.decide import Decision, abandon, decide, refuse
+from anabranch.services.orchestrator.core.state import Run
+from anabranch.services.orchestrator.core.transitions import Ignore
+from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.errors import ErrorType, StepError
+
+HEAD: Final = -1
+"""Stands for the run itself where steps are known by their index."""
+
+
+@dataclass(slots=True)
+class Partition:
+    """The state that one partition of the inbox has led to."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    finished: dict[int, dict[str, int]] = field(default_factory=dict)  # keep_s -> run id -> end, oldest first
+    at: int = 0  # broker time, ms, of the latest record; never steps back
+    changed: dict[str, set[int]] = field(default_factory=dict)  # since the last checkpoint: run id -> steps, HEAD
+    written: dict[str, set[int]] = field(default_factory=dict)  # what stands in the changelog of each active run
+    ended_steps: dict[str, tuple[str, ...]] = field(default_factory=dict)  # step ids of ended runs still in there
+
+    def decide(self, message: m.RunMessage, at: int) -> Decision:
+        """Return what the message means. Nothing changes before `commit`."""
+        run = self.runs.get(message.run_id)
+        if run is not None and run.quarantined:
+            return Decision(run, ignored=Ignore.QUARANTINED)
+        if run is None and isinstance(message, m.SubmitRun) and self.remembers(message.run_id, at):
+            return Decision(None, ignored=Ignore.FINISHED_RUN)
+        return decide(run, message, at)
+
+    def commit(self, decision: Decision, at: int) -> None:
+        """Take up what was decided."""
+        self.at = max(self.at, at)
+        run, turn = decision.run, decision.turn
+        if run is None or turn is None:
+            return
+        decision.commit()
+        self.changed.setdefault(run.id, set()).update(turn.changed, (HEAD,))
+        if not turn.ended:
+            self.runs[run.id] = run
+            return
+        self.runs.pop(run.id, None)
+        if run.id in self.written:
+            self.ended_steps[run.id] = tuple(node.id for node in run.pipeline.steps)
+        if run.submission.keep_s:
+            self.finished.setdefault(run.submission.keep_s, {})[run.id] = self.at
+
+    def abandon(self, message: m.RunMessage, error: Exception, at: int) -> Decision:
+        """Return the decision that fails the run of a message on which `decide` raised."""
+        words = StepError.of(ErrorType.ENGINE_ERROR, f"deciding {message.type} raised {type(error).__name__}: {error}")
+        run = self.runs.get(message.run_id)
+        if run is not None:
+            return abandon(run, words, at)
+        if isinstance(message, m.SubmitRun):
+            return refuse(message, words, at)
+        return Decision(None, ignored=Ignore.UNKNOWN_RUN)
+
+    def quarantine(self, run_id: str) -> None:
+        """Touch the run no more: not even failing it worked."""
+        run = self.runs.get(run_id)
+        if run is not None:
+            run.quarantined = True
+            self.changed.setdefault(run_id, set()).add(HEAD)
+
+    def remembers(self, run_id: str, at: int) -> bool:
+        """Return whether a run with this id has ended so recently that a repeat of its start must not start it again."""
+        now = max(self.at, at)
+        return any(now < ended[run_id] + 1000 * keep_s for keep_s, ended in self.finished.items() if run_id in ended)
+
+    def forget_expired(self) -> list[str]:
+        """Drop the finished runs whose time is over, and return their ids."""
+        forgotten: list[str] = []
+        for keep_s, ended in self.finished.items():
+            expired = []
+            for run_id, at in ended.items():
+                if self.at < at + 1000 * keep_s:
+                    break
+                expired.append(run_id)
+            for run_id in expired:
+                del ended[run_id]
+            forgotten += expired
+        return forgotten
+
+
+def to_runs(message: m.InboxMessage) -> Iterator[m.RunMessage]:
+    """Yield what a record says to each run it concerns."""
+    if not isinstance(message, m.LeasesRenewed):
+        yield message
+        return
+    for lease in message.leases:
+        yield m.LeaseRenewed(
+            run_id=lease.run_id,
+            step=lease.step,
+            attempt=lease.attempt,
+            lease_s=message.lease_s,
+            progress=lease.progress,
+        )

@@ -1,0 +1,339 @@
+"""Apply what happened to a step, then settle: dispatch what is ready, skip what cannot run, end the run, until nothing
+changes. A turn settles `STEPS_PER_TURN` steps at most; a larger expansion goes on by a `ContinueRun` through the inbox.
+"""
+
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from anabranch.services.orchestrator.core.effects import Channel, DropTimer, SetTimer
+from anabranch.services.orchestrator.core.graph import TRANSFORM, Node
+from anabranch.services.orchestrator.core.state import GRACE, RUN_TIMEOUT, Step, Stop, StopReason
+from anabranch.services.orchestrator.core.status import DISPATCHED, RunStatus, StepStatus
+from anabranch.services.orchestrator.core.turn import Turn, finished
+from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.codec import Encoded
+from anabranch.shared.contracts.errors import ErrorType, StepError
+from anabranch.shared.contracts.expressions import Condition, ExpressionError, RetryCondition, Template, context_for
+from anabranch.shared.contracts.ids import attempt_id, event_id, idempotency_key
+from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES, MAX_STEP_INPUT_BYTES, MAX_STEP_OUTPUT_BYTES
+from anabranch.shared.contracts.retry import GiveUp, RetryAfter, RetryDecision, chance, decide_retry
+from anabranch.shared.contracts.times import rfc3339
+
+_ENDED: Final = {
+    RunStatus.SUCCEEDED: "RunSucceeded",
+    RunStatus.FAILED: "RunFailed",
+    RunStatus.CANCELLED: "RunCancelled",
+    RunStatus.TIMED_OUT: "RunTimedOut",
+}
+
+
+def settle(turn: Turn) -> None:
+    """Bring the run to rest, or as far as one turn goes."""
+    while turn.budget:
+        index = _next_to_settle(turn)
+        if index is None:
+            break
+        turn.budget -= 1
+        _settle_step(turn, index)
+    turn.flush_queued()
+    if not turn.open:
+        end(turn, failed=turn.error is not None)
+    elif not turn.budget and _more_to_settle(turn):
+        _continue_later(turn)
+
+
+def stop(turn: Turn, why: Stop) -> None:
+    """Start nothing new: cancel what waits, ask the workers to stop what runs, and give them a grace to answer."""
+    turn.stop = why
+    turn.swept = 0
+    if why.reason is not StopReason.FAIL_FAST:
+        turn.effects.append(DropTimer(RUN_TIMEOUT))
+    if why.reason is StopReason.TIMED_OUT:
+        turn.fail_run(StepError.of(ErrorType.RUN_TIMEOUT, why.message))
+    grace_ms = round(1000 * turn.run.submission.settings.cancel_grace_s)
+    turn.effects.append(SetTimer(GRACE, why.at_ms + grace_ms))
+    for index in range(len(turn.run.steps)):
+        _stop_step(turn, index)
+
+
+def _stop_step(turn: Turn, index: int) -> None:
+    step = turn.step(index)
+    if step.status is StepStatus.PENDING or _spared(turn, index):
+        return
+    if step.status is StepStatus.WAITING:
+        turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
+    elif step.status in DISPATCHED and not step.cancelling:
+        turn.move(index, replace(step, cancelling=True))
+        _tell_worker_to_stop(turn, index, step.attempt)
+
+
+def _tell_worker_to_stop(turn: Turn, index: int, attempt: int) -> None:
+    run_id, step_id = turn.run.id, turn.node(index).id
+    message = m.CancelStep(run_id=run_id, step=step_id, attempt=attempt)
+    turn.append(Channel.CONTROL, run_id, turn.encode(message, f"{attempt_id(run_id, step_id, attempt)}/cancel"))
+
+
+def _spared(turn: Turn, index: int) -> bool:
+    """Steps that ask for `failed` or `always` run under `fail_fast` too."""
+    return turn.stop is not None and turn.stop.reason is StopReason.FAIL_FAST and turn.node(index).asks_for_failures
+
+
+# --- settling -----------------------------------------------------------------------------------------------------------
+
+
+def _next_to_settle(turn: Turn) -> int | None:
+    if turn.stop is not None:
+        steps = turn.run.steps
+        while turn.swept < len(steps):
+            index = turn.swept
+            turn.swept += 1
+            if turn.step(index).status is StepStatus.PENDING and not _spared(turn, index):
+                return index
+    if turn.in_flight < turn.run.submission.settings.window:
+        return turn.next_ready()
+    return None
+
+
+def _more_to_settle(turn: Turn) -> bool:
+    if turn.stop is not None and turn.swept < len(turn.run.steps):
+        return True
+    return turn.has_ready and turn.in_flight < turn.run.submission.settings.window
+
+
+def _continue_later(turn: Turn) -> None:
+    turn.continued += 1
+    run_id = turn.run.id
+    message = m.ContinueRun(run_id=run_id, number=turn.continued)
+    turn.append(Channel.INBOX, run_id, turn.encode(message, f"{run_id}/continue/{turn.continued}"))
+
+
+def _settle_step(turn: Turn, index: int) -> None:
+    step = turn.step(index)
+    if step.status is not StepStatus.PENDING:
+        return
+    if turn.stop is not None and not _spared(turn, index):
+        turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
+        return
+    try:
+        holds = _condition_holds(turn, index)
+    except ExpressionError as error:
+        fail(turn, index, step, StepError.of(ErrorType.EXPRESSION_ERROR, f"`if`: {error}"))
+        return
+    if holds:
+        dispatch(turn, index, step)
+    else:
+        turn.change(index, finished(step, StepStatus.SKIPPED, turn.at))
+
+
+def _condition_holds(turn: Turn, index: int) -> bool:
+    node = turn.node(index)
+    if node.condition is None:
+        return not turn.unhappy(index)
+    needs = {turn.node(need).id: turn.step(need).status.value for need in node.needs}
+    return node.condition.evaluate(_context(turn, node.condition), needs)
+
+
+def _context(turn: Turn, expression: Template | Condition) -> dict[str, Any]:
+    if not expression.paths:
+        return {}
+
+    def step_values(step_id: str) -> Mapping[str, Any]:
+        step = turn.step(turn.run.pipeline.index[step_id])
+        return {
+            "status": step.status.value,
+            "output": step.output,
+            "error": None if step.error is None else step.error.model_dump(),
+            "attempt": step.attempt,
+        }
+
+    return context_for(expression.paths, turn.run.submission.inputs, step_values, _run_values(turn))
+
+
+def _run_values(turn: Turn) -> dict[str, Any]:
+    run = turn.run
+    return {
+        "id": run.id,
+        "pipeline": run.pipeline.name,
+        "tenant": run.submission.tenant,
+        "revision": run.submission.revision,
+        "labels": run.submission.labels,
+        "created_at": rfc3339(run.started_at),
+        "started_at": rfc3339(run.started_at),
+    }
+
+
+# --- dispatching --------------------------------------------------------------------------------------------------------
+
+
+def dispatch(turn: Turn, index: int, step: Step) -> None:
+    """Send out the step's next attempt; answer it at once when the core serves its type."""
+    node = turn.node(index)
+    next_step = replace(
+        step, status=StepStatus.QUEUED, attempt=step.attempt + 1, queued_at=turn.at, started_at=None, error=None,
+        due_at=None, suspected=False, progress=None,
+    )  # fmt: skip
+    try:
+        value = node.input.render(_context(turn, node.input))
+    except ExpressionError as error:
+        fail(turn, index, next_step, StepError.of(ErrorType.EXPRESSION_ERROR, f"`with`: {error}"))
+        return
+    if node.uses == TRANSFORM:
+        _finish_with(turn, index, replace(next_step, started_at=turn.at), value.get("value"))
+        return
+    record = _command(turn, node, next_step.attempt, value)
+    if len(record.value) > MAX_STEP_INPUT_BYTES:
+        fail(turn, index, next_step, _too_large("its input", len(record.value), MAX_STEP_INPUT_BYTES))
+        return
+    turn.append(Channel.COMMANDS, idempotency_key(turn.run.id, node.id), record, node.uses)
+    turn.move(index, next_step)
+    turn.note_queued(index, next_step.attempt)
+
+
+def _command(turn: Turn, node: Node, attempt: int, value: Any) -> Encoded:
+    submission = turn.run.submission
+    command = m.RunStep(
+        run_id=turn.run.id, step=node.id, attempt=attempt, uses=node.uses, tenant=submission.tenant, input=value,
+        timeout_s=node.timeout_s or submission.settings.step_timeout_s, at_ms=turn.at, trace_id=turn.trace_id,
+    )  # fmt: skip
+    return turn.encode(command, attempt_id(turn.run.id, node.id, attempt))
+
+
+def dead_letter_command(turn: Turn, index: int, step: Step, error: StepError) -> None:
+    """Keep the command that takes its workers down where an operator finds it."""
+    node = turn.node(index)
+    try:
+        record = _command(turn, node, step.attempt, node.input.render(_context(turn, node.input)))
+    except ExpressionError:  # it was rendered once, so it is rendered again; without it there is nothing to keep
+        return
+    key = idempotency_key(turn.run.id, node.id)
+    letter = m.DeadLetter(
+        topic=f"steps.{node.uses}", partition=-1, offset=-1, at_ms=turn.at, service="orchestrator",
+        key_base64=b64encode(key.encode()).decode(), value_base64=b64encode(record.value).decode(),
+        headers={name: value.decode() for name, value in record.headers},
+        error_type=error.type, error_message=error.message,
+    )  # fmt: skip
+    turn.append(
+        Channel.DEAD_LETTERS, key, turn.encode(letter, f"{attempt_id(turn.run.id, node.id, step.attempt)}/lost")
+    )
+
+
+# --- results ------------------------------------------------------------------------------------------------------------
+
+
+def succeed(turn: Turn, index: int, message: m.AttemptSucceeded) -> None:
+    """The current attempt returned an output."""
+    step = turn.step(index)
+    _finish_with(turn, index, replace(step, started_at=_started_at(turn, step, message.duration_ms)), message.output)
+
+
+def _finish_with(turn: Turn, index: int, step: Step, output: Any) -> None:
+    done = finished(step, StepStatus.SUCCEEDED, turn.at, output=output, error=None)
+    event = turn.step_event(index, done)
+    record = turn.encode(event, event_id(turn.run.id, event.seq))
+    if len(record.value) > MAX_STEP_OUTPUT_BYTES:
+        fail(turn, index, step, _too_large("its output", len(record.value), MAX_STEP_OUTPUT_BYTES))
+        return
+    turn.seq = event.seq
+    turn.append(Channel.RUN_EVENTS, turn.run.id, record)
+    turn.move(index, done)
+
+
+def fail_attempt(turn: Turn, index: int, message: m.AttemptFailed) -> None:
+    """The current attempt failed: wait for the next, or fail the step."""
+    step = turn.step(index)
+    step = replace(step, started_at=_started_at(turn, step, message.duration_ms), error=message.error)
+    verdict = _retry_verdict(turn, index, step, message)
+    match verdict:
+        case RetryAfter(delay_s):
+            due_at = turn.at + round(1000 * delay_s)
+            words = f"attempt {step.attempt + 1}, due {rfc3339(due_at)}, after {message.error.type}"
+            waiting = replace(step, status=StepStatus.WAITING, due_at=due_at, suspected=False)
+            turn.change(index, waiting, waiting_on=words)
+        case GiveUp():
+            fail(turn, index, step, message.error, timed_out=message.timed_out)
+
+
+def _retry_verdict(turn: Turn, index: int, step: Step, message: m.AttemptFailed) -> RetryDecision:
+    node = turn.node(index)
+    if step.cancelling or (turn.stop is not None and not _spared(turn, index)):
+        return GiveUp("the run is stopping")
+    verdict = decide_retry(
+        node.retry,
+        tries=step.tries,
+        error_type=message.error.type,
+        terminal=message.terminal,
+        after_s=message.retry_after_s,
+        draw=chance(turn.run.id, node.id, step.attempt),
+    )
+    if isinstance(verdict, RetryAfter) and node.retry_when is not None:
+        return verdict if _wants_retry(node.retry_when, message.error, step.attempt) else GiveUp("`retry.if` is false")
+    return verdict
+
+
+def _wants_retry(condition: RetryCondition, error: StepError, attempt: int) -> bool:
+    try:
+        return condition.evaluate(error.model_dump(), attempt)
+    except ExpressionError:  # a condition that cannot be answered is not met; the step fails with its own error
+        return False
+
+
+def fail(turn: Turn, index: int, step: Step, error: StepError, *, timed_out: bool = False) -> None:
+    """The step has failed for good; unless it may, so has the run, and `fail_fast` stops it."""
+    node = turn.node(index)
+    status = StepStatus.TIMED_OUT if timed_out else StepStatus.FAILED
+    turn.change(index, finished(step, status, turn.at, error=error, output=None))
+    if node.continue_on_error:
+        return
+    turn.fail_run(StepError.of(error.type, f"step {node.id}: {error.message}", {"step": node.id}))
+    if turn.run.pipeline.fail_fast and turn.stop is None:
+        stop(turn, Stop(StopReason.FAIL_FAST, turn.at, f"step {node.id} failed"))
+
+
+def _started_at(turn: Turn, step: Step, duration_ms: int) -> int:
+    return max(turn.at - duration_ms, step.queued_at or 0)
+
+
+def _too_large(what: str, size: int, limit: int) -> StepError:
+    return StepError.of(ErrorType.PAYLOAD_TOO_LARGE, f"{what} takes {size} bytes; at most {limit} are allowed")
+
+
+# --- the end ------------------------------------------------------------------------------------------------------------
+
+
+def _outcome(turn: Turn, *, failed: bool) -> RunStatus:
+    if turn.stop is not None and turn.stop.reason is StopReason.TIMED_OUT:
+        return RunStatus.TIMED_OUT
+    if turn.stop is not None and turn.stop.reason is StopReason.CANCELLED:
+        return RunStatus.CANCELLED
+    return RunStatus.FAILED if failed else RunStatus.SUCCEEDED
+
+
+def end(turn: Turn, *, failed: bool) -> None:
+    """The run's last event: what it ended as, its outputs or its error."""
+    status = _outcome(turn, failed=failed)
+    outputs: Any = None
+    if status is RunStatus.SUCCEEDED:
+        try:
+            outputs = turn.run.pipeline.outputs.render(_context(turn, turn.run.pipeline.outputs))
+        except ExpressionError as error:
+            turn.fail_run(StepError.of(ErrorType.EXPRESSION_ERROR, f"`outputs`: {error}"))
+            status = RunStatus.FAILED
+    record = _ended(turn, status, outputs)
+    if len(record.value) > MAX_MESSAGE_BYTES:
+        turn.fail_run(_too_large("`outputs`", len(record.value), MAX_MESSAGE_BYTES))
+        record = _ended(turn, RunStatus.FAILED, None)
+    turn.seq += 1
+    turn.ended = True
+    turn.append(Channel.RUN_EVENTS, turn.run.id, record)
+
+
+def _ended(turn: Turn, status: RunStatus, outputs: Any) -> Encoded:
+    seq = turn.seq + 1
+    event = m.RunEnded(
+        type=_ENDED[status],  # type: ignore[arg-type]  # a literal of the table above
+        run_id=turn.run.id, seq=seq, at=rfc3339(turn.at), status=status.value, started_at=rfc3339(turn.run.started_at),
+        outputs=outputs, error=turn.error,
+    )  # fmt: skip
+    return turn.encode(event, event_id(turn.run.id, seq))

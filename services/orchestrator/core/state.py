@@ -1,0 +1,151 @@
+"""What a run is between two records of its log: its steps, its counters, and why it is stopping."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from anabranch.services.orchestrator.core.graph import Pipeline
+from anabranch.services.orchestrator.core.status import IN_FLIGHT, TERMINAL, StepStatus
+from anabranch.shared.contracts.errors import StepError
+from anabranch.shared.contracts.ids import timer_id
+from anabranch.shared.contracts.messages import SubmitRun
+
+# Timers of a run, and kinds of timers of a step.
+RUN_TIMEOUT: Final = "run-timeout"
+GRACE: Final = "grace"
+RETRY: Final = "retry"
+LEASE: Final = "lease"
+
+
+class StopReason(StrEnum):
+    """Why a run starts nothing new."""
+
+    FAIL_FAST = "fail_fast"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node of a run. Times are milliseconds of broker time."""
+
+    status: StepStatus = StepStatus.PENDING
+    attempt: int = 0
+    losses: int = 0  # attempts lost with their worker; they do not count as tries
+    given_back: int = 0  # attempts that a stopping worker gave back; neither do they
+    queued_at: int | None = None
+    started_at: int | None = None
+    finished_at: int | None = None
+    output: Any = None
+    error: StepError | None = None
+    due_at: int | None = None  # of the step's one timer: its retry when waiting, its lease when running
+    suspected: bool = False  # the lease has lapsed once
+    cancelling: bool = False  # its worker was told to stop
+    progress: Any = None
+
+    @property
+    def tries(self) -> int:
+        """How many attempts count against the retry policy."""
+        return self.attempt - self.losses - self.given_back
+
+    def timer_id(self, step: str) -> str:
+        """Return the id of the step's one timer: of its retry when it waits, else of its lease."""
+        return timer_id(RETRY if self.status is StepStatus.WAITING else LEASE, step, self.attempt)
+
+
+PENDING: Final = Step()
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The run is stopping since `at_ms`, for this reason."""
+
+    reason: StopReason
+    at_ms: int
+    message: str
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of a pipeline.
+
+    `unmet`, `unhappy`, `backlog`, `in_flight` and `open` follow from `steps`: they are what makes a transition touch
+    only the step it concerns. Steps are known by their index in the pipeline's order.
+    """
+
+    submission: SubmitRun
+    pipeline: Pipeline
+    started_at: int
+    at: int
+    seq: int = 0
+    continued: int = 0  # number of the `ContinueRun` that is awaited or was the last
+    swept: int = 0  # while stopping: every step before this one has been looked at
+    stop: Stop | None = None
+    error: StepError | None = None
+    quarantined: bool = False  # not even failing it worked; nothing touches it any more
+    steps: list[Step] = field(default_factory=list)
+    unmet: list[int] = field(default_factory=list)  # needs that are not terminal yet
+    unhappy: list[int] = field(default_factory=list)  # needs that ended so that `succeeded()` does not hold
+    backlog: list[int] = field(default_factory=list)  # pending steps without unmet needs, last first
+    in_flight: int = 0
+    open: int = 0  # steps that are not terminal
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.submission.run_id
+
+    @classmethod
+    def begin(cls, submission: SubmitRun, pipeline: Pipeline, at: int) -> "Run":
+        """Return a run none of whose steps has moved."""
+        return cls(
+            submission=submission,
+            pipeline=pipeline,
+            started_at=at,
+            at=at,
+            steps=[PENDING] * len(pipeline.steps),
+            unmet=list(pipeline.need_counts),
+            unhappy=[0] * len(pipeline.steps),
+            backlog=list(pipeline.roots_last_first),
+            open=len(pipeline.steps),
+        )
+
+    @property
+    def timeout_at(self) -> int:
+        """When the run times out, milliseconds of broker time."""
+        return self.started_at + round(1000 * (self.pipeline.timeout_s or self.submission.settings.run_timeout_s))
+
+    @property
+    def grace_ends_at(self) -> int | None:
+        """When a stopping run no longer waits for its workers' answers, milliseconds of broker time."""
+        if self.stop is None:
+            return None
+        return self.stop.at_ms + round(1000 * self.submission.settings.cancel_grace_s)
+
+    def timers(self) -> dict[str, int]:
+        """Return every timer the run has armed: its id and when it is due, milliseconds of broker time."""
+        due = {RUN_TIMEOUT: self.timeout_at} if self.stop is None or self.stop.reason is StopReason.FAIL_FAST else {}
+        if (grace := self.grace_ends_at) is not None:
+            due[GRACE] = grace
+        for node, step in zip(self.pipeline.steps, self.steps, strict=True):
+            if step.due_at is not None:
+                due[step.timer_id(node.id)] = step.due_at
+        return due
+
+    def recount(self) -> None:
+        """Derive the counters from the steps, after a restore."""
+        pipeline = self.pipeline
+        self.unmet = list(pipeline.need_counts)
+        self.unhappy = [0] * len(self.steps)
+        self.in_flight = self.open = 0
+        for index, step in enumerate(self.steps):
+            if step.status not in TERMINAL:
+                self.open += 1
+                self.in_flight += step.status in IN_FLIGHT
+                continue
+            happy = pipeline.steps[index].satisfies(step.status)
+            for dependent in pipeline.dependents[index]:
+                self.unmet[dependent] -= 1
+                self.unhappy[dependent] += not happy
+        pending = (i for i, step in enumerate(self.steps) if step.status is StepStatus.PENDING)
+        self.backlog = sorted((i for i in pending if not self.unmet[i]), reverse=True)

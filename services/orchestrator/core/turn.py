@@ -1,0 +1,221 @@
+"""One decision in the making: what a record changes, kept beside the run until `commit`, so that the run itself stays as
+it is when deciding fails."""
+
+from dataclasses import replace
+from heapq import heappop, heappush
+from typing import Final
+
+from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, Effect, SetTimer
+from anabranch.services.orchestrator.core.graph import Node
+from anabranch.services.orchestrator.core.state import Run, Step, Stop
+from anabranch.services.orchestrator.core.status import IN_FLIGHT, TERMINAL, StepStatus
+from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.codec import Encoded, encode, trace_id_or
+from anabranch.shared.contracts.errors import StepError
+from anabranch.shared.contracts.ids import event_id
+from anabranch.shared.contracts.limits import STEPS_PER_TURN
+from anabranch.shared.contracts.times import rfc3339
+
+SOURCE: Final = "/anabranch/orchestrator"
+
+_STEP_EVENT: Final = {
+    StepStatus.RUNNING: "StepStarted",
+    StepStatus.WAITING: "StepRetrying",
+    StepStatus.SUCCEEDED: "StepSucceeded",
+    StepStatus.FAILED: "StepFailed",
+    StepStatus.TIMED_OUT: "StepTimedOut",
+    StepStatus.CANCELLED: "StepCancelled",
+    StepStatus.SKIPPED: "StepSkipped",
+}
+
+
+class Turn:
+    """Everything one record changes in a run. Reads see the changes; the run sees them at `commit`."""
+
+    __slots__ = (
+        "_queued", "_ready", "_taken", "_unhappy", "_unmet", "at", "budget", "changed", "continued", "effects", "ended",
+        "error", "in_flight", "open", "run", "seq", "stop", "swept", "trace_id",
+    )  # fmt: skip
+
+    def __init__(self, run: Run, at: int) -> None:
+        self.run = run
+        self.at = max(at, run.at)
+        self.seq = run.seq
+        self.stop = run.stop
+        self.error = run.error
+        self.in_flight = run.in_flight
+        self.open = run.open
+        self.continued = run.continued
+        self.swept = run.swept
+        self.ended = False
+        self.budget = STEPS_PER_TURN
+        self.trace_id = trace_id_or(run.submission.trace_id, run.id)
+        self.changed: dict[int, Step] = {}
+        self.effects: list[Effect] = []
+        self._unmet: dict[int, int] = {}
+        self._unhappy: dict[int, int] = {}
+        self._ready: list[int] = []
+        self._taken = 0
+        self._queued: list[m.QueuedStep] = []
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def step(self, index: int) -> Step:
+        """Return the step as it is after what has been changed so far."""
+        return self.changed.get(index) or self.run.steps[index]
+
+    def node(self, index: int) -> Node:
+        """Return the step as the definition has it."""
+        return self.run.pipeline.steps[index]
+
+    def unhappy(self, index: int) -> int:
+        """Return how many of a step's needs ended so that `succeeded()` does not hold."""
+        return self._unhappy.get(index, self.run.unhappy[index])
+
+    # --- changing steps -------------------------------------------------------------------------------------------
+
+    def move(self, index: int, after: Step) -> None:
+        """Put the step where it is from now on; counters, dependents and its timer follow."""
+        before = self.step(index)
+        self.changed[index] = after
+        self.in_flight += (after.status in IN_FLIGHT) - (before.status in IN_FLIGHT)
+        self._move_timer(self.node(index).id, before, after)
+        if after.status in TERMINAL:
+            self.open -= 1
+            self._release_dependents(index, happy=self.node(index).satisfies(after.status))
+
+    def _move_timer(self, step_id: str, before: Step, after: Step) -> None:
+        if before.due_at is None and after.due_at is None:
+            return
+        old = before.timer_id(step_id)
+        new = after.timer_id(step_id)
+        if before.due_at is not None and (after.due_at is None or old != new):
+            self.effects.append(DropTimer(old))
+        if after.due_at is not None and (after.due_at != before.due_at or old != new):
+            self.effects.append(SetTimer(new, after.due_at))
+
+    def _release_dependents(self, index: int, *, happy: bool) -> None:
+        run = self.run
+        for dependent in run.pipeline.dependents[index]:
+            left = self._unmet.get(dependent, run.unmet[dependent]) - 1
+            self._unmet[dependent] = left
+            if not happy:
+                self._unhappy[dependent] = self.unhappy(dependent) + 1
+            if not left and self.step(dependent).status is StepStatus.PENDING:
+                heappush(self._ready, dependent)
+
+    def next_ready(self) -> int | None:
+        """Take the first pending step, in the order of the definition, that has no unmet need."""
+        backlog = self.run.backlog
+        waiting = backlog[-1 - self._taken] if self._taken < len(backlog) else None
+        if self._ready and (waiting is None or self._ready[0] < waiting):
+            return heappop(self._ready)
+        if waiting is not None:
+            self._taken += 1
+        return waiting
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether `next_ready` has a step to take."""
+        return bool(self._ready) or self._taken < len(self.run.backlog)
+
+    # --- effects --------------------------------------------------------------------------------------------------
+
+    def encode(self, message: m.Message, message_id: str) -> Encoded:
+        """Return the message as a record caused by the one at hand."""
+        return encode(message, message_id=message_id, source=SOURCE, at_ms=self.at, trace_id=self.trace_id)
+
+    def append(self, channel: Channel, key: str, record: Encoded, step_type: str = "") -> None:
+        """Have a record appended."""
+        self.effects.append(Append(channel, key, record.value, record.headers, step_type))
+
+    def emit(self, event: m.RunEvent) -> None:
+        """Append a run event that `next_event` numbered."""
+        self.append(Channel.RUN_EVENTS, self.run.id, self.encode(event, event_id(self.run.id, event.seq)))
+
+    def next_event(self) -> tuple[int, str]:
+        """Return the number and the time of the run's next event."""
+        self.seq += 1
+        return self.seq, rfc3339(self.at)
+
+    def step_event(
+        self, index: int, step: Step, *, event_type: str | None = None, waiting_on: str | None = None
+    ) -> m.StepChanged:
+        """Return the event that says where a step is from now on. It is not numbered until it is emitted."""
+        node = self.node(index)
+        return m.StepChanged(
+            type=event_type or _STEP_EVENT[step.status],  # type: ignore[arg-type]  # a literal of the table above
+            run_id=self.run.id,
+            seq=self.seq + 1,
+            at=rfc3339(self.at),
+            step=node.id,
+            uses=node.uses,
+            status=step.status.value,
+            attempt=step.attempt,
+            queued_at=_time(step.queued_at),
+            started_at=_time(step.started_at),
+            finished_at=_time(step.finished_at),
+            output=step.output,
+            error=step.error,
+            progress=step.progress,
+            waiting_on=waiting_on,
+        )
+
+    def change(self, index: int, step: Step, *, event_type: str | None = None, waiting_on: str | None = None) -> None:
+        """Move the step and say so in a run event."""
+        event = self.step_event(index, step, event_type=event_type, waiting_on=waiting_on)
+        self.seq = event.seq
+        self.emit(event)
+        self.move(index, step)
+
+    def note_queued(self, index: int, attempt: int) -> None:
+        """Remember that a command was appended, for the turn's one `StepsQueued`."""
+        node = self.node(index)
+        self._queued.append(m.QueuedStep(step=node.id, uses=node.uses, attempt=attempt))
+
+    def flush_queued(self) -> None:
+        """Emit the turn's `StepsQueued`, if anything was queued."""
+        if not self._queued:
+            return
+        seq, at = self.next_event()
+        self.emit(m.StepsQueued(run_id=self.run.id, seq=seq, at=at, steps=tuple(self._queued)))
+        self._queued = []
+
+    def fail_run(self, error: StepError) -> None:
+        """Remember why the run fails; the first reason stays."""
+        self.error = self.error or error
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Make the run what this turn decided. Nothing here can fail."""
+        run = self.run
+        run.at, run.seq, run.stop, run.error = self.at, self.seq, self.stop, self.error
+        run.in_flight, run.open, run.continued, run.swept = self.in_flight, self.open, self.continued, self.swept
+        for index, step in self.changed.items():
+            run.steps[index] = step
+        for index, count in self._unmet.items():
+            run.unmet[index] = count
+        for index, count in self._unhappy.items():
+            run.unhappy[index] = count
+        if self._taken:
+            del run.backlog[-self._taken :]
+        if self._ready:
+            run.backlog.extend(self._ready)
+            run.backlog.sort(reverse=True)
+
+
+def finished(step: Step, status: StepStatus, at: int, **changes: object) -> Step:
+    """Return the step in a terminal status, its timer and its doubts gone."""
+    return replace(
+        step,
+        status=status,
+        finished_at=at,
+        due_at=None,
+        suspected=False,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def _time(at_ms: int | None) -> str | None:
+    return None if at_ms is None else rfc3339(at_ms)

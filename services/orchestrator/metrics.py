@@ -1,0 +1,66 @@
+"""What the orchestrator counts: one method per fact."""
+
+from prometheus_client import CollectorRegistry
+
+from anabranch.services.orchestrator.core.transitions import Ignore
+from anabranch.shared.runtime.metrics import ServiceMetrics
+
+
+class OrchestratorMetrics(ServiceMetrics):
+    """The orchestrator's metrics; labels come from enums and class names, never from ids."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__("orchestrator", registry)
+        self._decisions = self.counter(
+            "decisions", "Messages decided, by type and what came of them", ("type", "outcome")
+        )
+        self._dead_letters = self.counter("dead_letters", "Records that went to the dead letters", ("error",))
+        self._errors = self.counter("partition_errors", "Errors of the log that partition tasks answered", ("error",))
+        self._stale = self.counter(
+            "stale_records", "Records dropped because they were fetched under an older assignment"
+        )
+        self._quarantined = self.counter("quarantined_runs", "Runs that not even failing could end")
+        self._other_rules = self.counter("other_rules", "Partitions restored whose tail was decided under other rules")
+        self._held_back = self.counter("held_back", "Times a partition stopped taking because it ran too far ahead")
+        self._restore_s = self.histogram("restore_seconds", "From taking a partition over to deciding its first record")
+        self._restored = self.counter("restored_records", "Live changelog records read at restores")
+        self._checkpoint_s = self.histogram("checkpoint_seconds", "From fixing an offset to its committed transaction")
+        self._checkpointed = self.counter("checkpointed_records", "Changelog records written")
+
+    def decided(self, message_type: str, ignored: Ignore | None) -> None:
+        """A message was decided, or ignored for a reason."""
+        self._decisions.labels(message_type, "applied" if ignored is None else ignored.value).inc()
+
+    def dead_lettered(self, error: str) -> None:
+        """A record went to the dead letters."""
+        self._dead_letters.labels(error).inc()
+
+    def partition_error(self, error: str) -> None:
+        """The log raised, and the task answered."""
+        self._errors.labels(error).inc()
+
+    def dropped_stale(self, records: int) -> None:
+        """Records of an older assignment were dropped."""
+        self._stale.inc(records)
+
+    def quarantined(self) -> None:
+        """A run is touched no more."""
+        self._quarantined.inc()
+
+    def other_rules(self) -> None:
+        """A tail was decided under another version of the rules."""
+        self._other_rules.inc()
+
+    def held_back(self) -> None:
+        """The task waited before it took more."""
+        self._held_back.inc()
+
+    def restored(self, *, seconds: float, records: int) -> None:
+        """A partition was taken over."""
+        self._restore_s.observe(seconds)
+        self._restored.inc(records)
+
+    def checkpointed(self, *, seconds: float, records: int) -> None:
+        """A checkpoint was committed."""
+        self._checkpoint_s.observe(seconds)
+        self._checkpointed.inc(records)

@@ -1,0 +1,329 @@
+"""The partition task: the one loop that decides what happens to the runs of one partition.
+
+1. Take what has arrived; records of an older assignment are dropped.
+2. Decide each record.
+3. Append the outputs at once, waiting for nobody.
+4. Checkpoint: fix the offset and encode the changed state in the same tick; wait until the outputs before it are
+   acknowledged; write both in one transaction.
+
+Assign: start the producer (fences the predecessor), read the changelog committed, seek, go on. Revoke and stop: take no
+more, drain, checkpoint, close. What each error leads to stands in `ports.ON_ERROR`.
+"""
+
+import asyncio
+import traceback
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from anabranch.services.orchestrator.core import changelog
+from anabranch.services.orchestrator.core.decide import RULES_VERSION, Decision
+from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, SetTimer
+from anabranch.services.orchestrator.core.partition import Partition, to_runs
+from anabranch.services.orchestrator.core.turn import SOURCE
+from anabranch.services.orchestrator.metrics import OrchestratorMetrics
+from anabranch.services.orchestrator.ports import ON_ERROR, Answer, InboxRecord, LogError, PartitionLog
+from anabranch.services.orchestrator.timers import Due, Timers
+from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.codec import Undecodable, decode, encode, trace_id_of_run
+
+_YIELD_AFTER_S: Final = 0.02  # heartbeats and the other partitions get their turn
+_TRACEBACK_CHARS: Final = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the task checkpoints, and how far it may run ahead."""
+
+    checkpoint_s: float = 0.2
+    checkpoint_records: int = 5000
+    max_uncheckpointed: int = 20_000  # records decided since the last checkpoint
+    max_unacknowledged: int = 20_000  # records appended
+    restore_backoff_s: float = 0.5
+
+
+class PartitionTask:
+    """Runs one partition under one assignment, until it is stopped or fenced."""
+
+    def __init__(
+        self,
+        log: PartitionLog,
+        topic: str,
+        metrics: OrchestratorMetrics,
+        logger: FilteringBoundLogger,
+        pace: Pace = Pace(),
+    ) -> None:
+        self._log = log
+        self._topic = topic
+        self._metrics = metrics
+        self._logger = logger.bind(partition=log.partition, assignment=log.assignment)
+        self._pace = pace
+        self._stopping = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._partition = Partition()
+        self._timers = Timers()
+        self._offset: int | None = None
+        self._restored_under = RULES_VERSION
+        self._since_checkpoint = 0
+        self._checkpoint_due = 0.0
+        self._checkpointing: asyncio.Task[None] | None = None
+
+    @property
+    def partition(self) -> Partition:
+        """The state it holds."""
+        return self._partition
+
+    @property
+    def offset(self) -> int | None:
+        """The inbox offset it decides next; None before it has restored."""
+        return self._offset
+
+    def stop(self) -> None:
+        """Take no more; `run` drains, checkpoints and returns."""
+        self._stopping = True
+        self._log.interrupt()
+
+    async def run(self) -> None:
+        """Own the partition until `stop` or until another process does. Raises what ends the process."""
+        try:
+            while True:
+                try:
+                    await self._own()
+                except LogError as error:
+                    if not await self._goes_on_after(error):
+                        return
+                else:
+                    return
+        finally:
+            await self._log.close()
+
+    async def _goes_on_after(self, error: LogError) -> bool:
+        answer = ON_ERROR[type(error)]
+        self._logger.warning("partition error", error=str(error), cause=repr(error.__cause__), answer=answer.value)
+        self._metrics.partition_error(type(error).__name__)
+        await self._abandon_checkpoint()
+        self._forget()
+        match answer:
+            case Answer.RESTORE:
+                await asyncio.sleep(self._pace.restore_backoff_s)
+                return not self._stopping
+            case Answer.STOP_TASK:
+                return False
+            case _:
+                raise error
+
+    async def _own(self) -> None:
+        await self._restore()
+        while not self._stopping:
+            records = await self._take()
+            await self._decide_all(records)
+            self._fire_due_timers()
+            self._checkpoint_if_due()
+            await self._hold_back()
+        await self._finish()
+
+    # --- assign ---------------------------------------------------------------------------------------------------
+
+    async def _restore(self) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        records = await self._open()
+        self._partition, checkpoint = changelog.restore(records)
+        if checkpoint is not None and checkpoint.rules != RULES_VERSION:
+            self._logger.warning("the tail of this partition was decided under other rules", rules=checkpoint.rules)
+            self._metrics.other_rules()
+        self._offset = None if checkpoint is None else checkpoint.offset
+        for run_id, run in self._partition.runs.items():
+            for timer_id, due_ms in run.timers().items():
+                self._set_timer(run_id, SetTimer(timer_id, due_ms), self._partition.at)
+        await self._log.seek(self._offset)
+        self._checkpoint_due = loop.time() + self._pace.checkpoint_s
+        self._metrics.restored(seconds=loop.time() - started, records=len(records))
+        self._logger.info(
+            "partition restored", runs=len(self._partition.runs), records=len(records), offset=self._offset,
+            seconds=round(loop.time() - started, 3),
+        )  # fmt: skip
+
+    async def _open(self) -> "changelog.Records":
+        await self._log.start_producer()  # first: from here on the predecessor's checkpoints are refused
+        return await self._log.read_changelog()
+
+    # --- 1. take --------------------------------------------------------------------------------------------------
+
+    async def _take(self) -> Sequence[InboxRecord]:
+        loop = asyncio.get_running_loop()
+        until = [
+            deadline for deadline in (self._timers.next_deadline(), self._next_checkpoint()) if deadline is not None
+        ]
+        wait_s = max(0.0, min(until) - loop.time()) if until else _IDLE_WAIT_S
+        return self._of_this_assignment(await self._log.take(wait_s))
+
+    def _of_this_assignment(self, records: Sequence[InboxRecord]) -> Sequence[InboxRecord]:
+        if records and records[0].assignment != self._log.assignment:
+            self._metrics.dropped_stale(len(records))
+            return ()
+        return records
+
+    # --- 2. decide ------------------------------------------------------------------------------------------------
+
+    async def _decide_all(self, records: Sequence[InboxRecord]) -> None:
+        loop = asyncio.get_running_loop()
+        yielded = loop.time()
+        for record in records:
+            self._handle(record)
+            if loop.time() - yielded > _YIELD_AFTER_S:
+                await asyncio.sleep(0)
+                yielded = loop.time()
+
+    def _handle(self, record: InboxRecord) -> None:
+        message = decode(m.INBOX, record.value)
+        if isinstance(message, Undecodable):
+            self._dead_letter(record, "Undecodable", message.reason, None)
+        else:
+            for part in to_runs(message):
+                self._decide(record, part)
+        self._offset = record.offset + 1
+        self._since_checkpoint += 1
+
+    def _decide(self, record: InboxRecord, message: m.RunMessage) -> None:
+        try:
+            decision = self._partition.decide(message, record.at_ms)
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with deciding this record, the next ones must go on
+            decision = self._engine_error(record, message, error)
+        self._partition.commit(decision, record.at_ms)
+        self._act(decision, message.run_id, record.at_ms)
+        self._metrics.decided(message.type, decision.ignored)
+        self._logger.debug("decided", run_id=message.run_id, type=message.type, ignored=decision.ignored)
+
+    def _engine_error(self, record: InboxRecord, message: m.RunMessage, error: Exception) -> Decision:
+        words = "".join(traceback.format_exception(error))
+        self._logger.error("deciding raised", run_id=message.run_id, type=message.type, traceback=words)
+        self._dead_letter(record, type(error).__name__, str(error), words)
+        try:
+            return self._partition.abandon(message, error, record.at_ms)
+        except Exception:  # noqa: BLE001  # not even failing the run works: nothing touches it any more
+            self._logger.error("run quarantined", run_id=message.run_id, traceback=traceback.format_exc())
+            self._partition.quarantine(message.run_id)
+            self._metrics.quarantined()
+            return Decision(None)
+
+    # --- 3. append ------------------------------------------------------------------------------------------------
+
+    def _act(self, decision: Decision, run_id: str, at_ms: int) -> None:
+        for effect in decision.effects:
+            match effect:
+                case Append():
+                    self._log.append(effect)
+                case SetTimer():
+                    self._set_timer(run_id, effect, at_ms)
+                case DropTimer():
+                    self._timers.drop(run_id, effect.timer_id)
+        if decision.ended:
+            self._timers.drop_run(run_id)
+
+    def _set_timer(self, run_id: str, effect: SetTimer, at_ms: int) -> None:
+        now = asyncio.get_running_loop().time()
+        self._timers.set(run_id, effect.timer_id, effect.due_ms, now + max(0, effect.due_ms - at_ms) / 1000)
+
+    def _fire_due_timers(self) -> None:
+        for due in self._timers.take_due(asyncio.get_running_loop().time()):
+            self._fire(due)
+
+    def _fire(self, due: Due) -> None:
+        message = m.TimerFired(run_id=due.run_id, timer_id=due.timer_id)
+        record = encode(
+            message,
+            message_id=f"{due.run_id}/timer/{due.timer_id}",
+            source=SOURCE,
+            at_ms=due.due_ms,
+            trace_id=trace_id_of_run(due.run_id),
+        )
+        self._log.append(Append(Channel.INBOX, due.run_id, record.value, record.headers))
+
+    def _dead_letter(self, record: InboxRecord, error_type: str, reason: str, words: str | None) -> None:
+        key = "" if record.key is None else record.key.decode(errors="replace")
+        letter = m.DeadLetter(
+            topic=self._topic, partition=self._log.partition, offset=record.offset, at_ms=record.at_ms,
+            key_base64=_base64(record.key), value_base64=_base64(record.value), service="orchestrator",
+            headers={name: value.decode(errors="replace") for name, value in record.headers},
+            error_type=error_type, error_message=reason, traceback=None if words is None else words[-_TRACEBACK_CHARS:],
+        )  # fmt: skip
+        message_id = f"{self._topic}/{self._log.partition}/{record.offset}"
+        encoded = encode(letter, message_id=message_id, source=SOURCE, at_ms=record.at_ms, trace_id="0" * 32)
+        self._log.append(Append(Channel.DEAD_LETTERS, key, encoded.value, encoded.headers))
+        self._metrics.dead_lettered(error_type)
+
+    # --- 4. checkpoint --------------------------------------------------------------------------------------------
+
+    def _next_checkpoint(self) -> float | None:
+        return self._checkpoint_due if self._since_checkpoint and self._checkpointing is None else None
+
+    def _checkpoint_if_due(self) -> None:
+        if self._checkpointing is not None and self._checkpointing.done():
+            checkpointing, self._checkpointing = self._checkpointing, None
+            checkpointing.result()
+        if self._checkpointing is not None or not self._since_checkpoint:
+            return
+        now = asyncio.get_running_loop().time()
+        if now >= self._checkpoint_due or self._since_checkpoint >= self._pace.checkpoint_records:
+            self._checkpoint_due = now + self._pace.checkpoint_s
+            self._checkpointing = self._start_checkpoint()
+
+    def _start_checkpoint(self) -> "asyncio.Task[None]":
+        """Fix the offset and encode the changed state, in this tick; write them when their outputs are out."""
+        assert self._offset is not None
+        changes = changelog.take_changes(self._partition, self._offset)
+        acknowledged = self._log.acknowledged()
+        self._since_checkpoint = 0
+        writing = asyncio.create_task(
+            self._write_checkpoint(changes, acknowledged), name=f"checkpoint of partition {self._log.partition}"
+        )
+        writing.add_done_callback(lambda _: self._log.interrupt())
+        return writing
+
+    async def _write_checkpoint(
+        self, changes: Sequence[changelog.Change], acknowledged: "asyncio.Future[None]"
+    ) -> None:
+        started = asyncio.get_running_loop().time()
+        await self._wait_for(acknowledged)
+        await self._log.checkpoint(changes)
+        self._metrics.checkpointed(seconds=asyncio.get_running_loop().time() - started, records=len(changes))
+
+    async def _wait_for(self, acknowledged: "asyncio.Future[None]") -> None:
+        await acknowledged
+
+    async def _hold_back(self) -> None:
+        """Stop taking while too much is not checkpointed or not acknowledged."""
+        if self._log.unacknowledged > self._pace.max_unacknowledged:
+            self._metrics.held_back()
+            await self._log.acknowledged()
+        if self._since_checkpoint > self._pace.max_uncheckpointed and self._checkpointing is not None:
+            self._metrics.held_back()
+            await asyncio.wait([self._checkpointing])
+
+    # --- revoke and stop ------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        if self._checkpointing is not None:
+            checkpointing, self._checkpointing = self._checkpointing, None
+            await checkpointing
+        if self._since_checkpoint:
+            await self._start_checkpoint()
+
+    async def _abandon_checkpoint(self) -> None:
+        if self._checkpointing is not None:
+            self._checkpointing.cancel()
+            await asyncio.wait([self._checkpointing])
+            self._checkpointing = None
+
+
+_IDLE_WAIT_S: Final = 60.0  # nothing is due: only a record or `stop` ends the wait
+
+
+def _base64(raw: bytes | None) -> str | None:
+    return None if raw is None else b64encode(raw).decode()

@@ -1,0 +1,90 @@
+"""The history service: `python -m anabranch.services.history`. The one place that wires it."""
+
+import asyncio
+from typing import Final
+
+from anabranch.services.history.dead_letters import KafkaDeadLetters
+from anabranch.services.history.events import KafkaEventLog
+from anabranch.services.history.metrics import HistoryMetrics
+from anabranch.services.history.projector import Projector
+from anabranch.services.history.settings import HistorySettings
+from anabranch.services.history.store import RedisSnapshots
+from anabranch.shared.runtime.deadline import Deadline
+from anabranch.shared.runtime.kafka import Outbox, new_consumer, wait_for_kafka
+from anabranch.shared.runtime.redis import RedisKeys, new_redis
+from anabranch.shared.runtime.service import Service, run_service
+
+_KAFKA_WITHIN_S: Final = 60.0
+_LOOK_AGAIN_S: Final = 0.5  # for a topic that another service creates
+
+
+class History:
+    """Run events in, snapshots out, until the service stops."""
+
+    def __init__(self, service: Service[HistorySettings]) -> None:
+        settings = service.settings
+        self._service = service
+        self._waits_for = "Kafka"
+        self._metrics = HistoryMetrics(service.registry)
+        self._redis = new_redis(settings)
+        self._outbox = Outbox(settings)
+        self._consumer = new_consumer(settings, group_id=settings.history_group, auto_offset_reset="earliest")
+        self._events = KafkaEventLog(
+            self._consumer, max_records=settings.history_batch_records, metrics=self._metrics, log=service.log
+        )
+        snapshots = RedisSnapshots(
+            self._redis,
+            RedisKeys(settings.topic_prefix),
+            active_ttl_s=settings.active_snapshot_ttl_s,
+            ended_ttl_s=settings.snapshot_ttl_s,
+        )
+        self._projector = Projector(
+            self._events, snapshots, KafkaDeadLetters(self._outbox, settings), metrics=self._metrics, log=service.log
+        )
+        service.ready_when("events", lambda: not self._waits_for or f"waits for {self._waits_for}")
+
+    async def run(self) -> None:
+        """Project until the service stops."""
+        settings, stopping = self._service.settings, self._service.stopping
+        await wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S))
+        await self._outbox.start()
+        try:
+            await self._consumer.start()
+            await self._topic_exists(stopping)
+            self._events.subscribe(settings.topics.run_events)
+            self._waits_for = ""
+            await self._project(stopping)
+        finally:
+            await self._events.stop()
+            await self._outbox.stop(self._service.deadline)
+            await self._redis.aclose()
+
+    async def _project(self, stopping: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            committing = tasks.create_task(
+                self._events.commit_every(self._service.settings.history_commit_s), name="commit offsets"
+            )
+            appending = tasks.create_task(_until_failed(self._outbox), name="watch the outbox")
+            await self._projector.run(stopping)
+            committing.cancel()
+            appending.cancel()
+
+    async def _topic_exists(self, stopping: asyncio.Event) -> None:
+        """Wait until the orchestrator has created the topic: a consumer would not notice that for minutes."""
+        topic = self._service.settings.topics.run_events
+        while not stopping.is_set() and topic not in await self._consumer.topics():
+            self._waits_for = f"topic {topic}, which the orchestrator creates"
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+async def _until_failed(outbox: Outbox) -> None:
+    await outbox.failed
+
+
+async def serve(service: Service[HistorySettings]) -> None:
+    """Run the service."""
+    await History(service).run()
+
+
+if __name__ == "__main__":
+    run_service("history", HistorySettings(), serve)

@@ -1,0 +1,107 @@
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from structlog.stdlib import get_logger
+from structlog.testing import capture_logs
+
+from anabranch.services.history.metrics import HistoryMetrics
+from anabranch.services.history.projector import Projector
+
+from .fakes import (
+    FakeDeadLetters,
+    FakeEventLog,
+    FakeSnapshots,
+    records,
+    run_ended,
+    run_started,
+    step_succeeded,
+    steps_queued,
+)
+
+
+class Bench:
+    def __init__(self, *batches: list[Any], **snapshots: Any) -> None:
+        self.registry = CollectorRegistry()
+        self.log = FakeEventLog(*batches)
+        self.snapshots = FakeSnapshots(**snapshots)
+        self.dead_letters = FakeDeadLetters()
+        self.projector = Projector(
+            self.log, self.snapshots, self.dead_letters,
+            metrics=HistoryMetrics(self.registry), log=get_logger(), now_s=lambda: 1.5,
+        )  # fmt: skip
+
+    async def run(self) -> "Bench":
+        await self.projector.run(self.log.stopping)
+        return self
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"anabranch_history_{name}", labels) or 0
+
+
+async def test_a_run_is_written_once_per_batch() -> None:
+    """However many events it has in it."""
+    bench = await Bench(records(run_started(), steps_queued(2, "a"), step_succeeded(3, "a"), run_ended(4))).run()
+    assert bench.snapshots.flushes == [["r"]]
+    assert bench.snapshots.seq == {"r": 4}
+    assert bench.log.offsets_done == [0, 1, 2, 3]
+    assert bench.count("events_total", outcome="projected") == 4
+
+
+async def test_offsets_wait_for_the_store_and_nothing_is_lost_while_it_is_down() -> None:
+    """The batch is tried again, ever less often, until it is taken."""
+    bench = await Bench(records(run_started(), run_ended(2)), refusals=6).run()
+    assert bench.log.held_s == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]
+    assert (bench.snapshots.seq, bench.log.offsets_done, bench.log.resumed) == ({"r": 2}, [0, 1], 1)
+    assert bench.count("paused") == 0
+
+
+async def test_stopping_while_the_store_is_down_leaves_the_records_to_the_next_reader() -> None:
+    """They are not done."""
+    bench = Bench(records(run_started()), refusals=1000)
+    bench.log.stopping.set()
+    bench.log.stopping.is_set = iter([False, True, True]).__next__  # type: ignore[method-assign]
+    await bench.run()
+    assert (bench.log.offsets_done, bench.snapshots.seq) == ([], {})
+
+
+async def test_records_of_partitions_assigned_during_an_outage_are_projected_after_it() -> None:
+    """A fetch may come in before the new partition is paused."""
+    bench = Bench(records(run_started()), refusals=1)
+    bench.log.arrives_while_held = records(run_started("other"))
+    await bench.run()
+    assert bench.snapshots.seq == {"r": 1, "other": 1}
+
+
+@pytest.mark.parametrize("poison", [b"", b"{", b"[]", b'{"type":"Unheard"}', b'{"type":"RunStarted"}', b"\xff\xfe"])
+async def test_a_poison_event_goes_to_the_dead_letters_and_the_rest_goes_on(poison: bytes) -> None:
+    """Its offset is released only when the dead letter is acknowledged."""
+    bench = await Bench(records(poison, run_started())).run()
+    assert bench.dead_letters.sent == [(0, "Undecodable")]
+    assert bench.dead_letters.waits == 1
+    assert (bench.snapshots.seq, bench.log.offsets_done) == ({"r": 1}, [0, 1])
+
+
+async def test_a_run_whose_key_is_taken_does_not_stop_the_others() -> None:
+    """Its events go to the dead letters."""
+    bench = await Bench(records(run_started("bad"), run_started("good")), rejects=frozenset({"bad"})).run()
+    assert bench.dead_letters.sent == [(0, "ChangeRejected")]
+    assert bench.snapshots.seq == {"good": 1}
+
+
+async def test_a_gap_is_counted_and_logged_and_the_run_goes_on() -> None:
+    """Events 2 and 3 never came."""
+    with capture_logs() as logs:
+        bench = await Bench(records(run_started()), records(run_ended(4))).run()
+    assert bench.count("missing_events_total") == 2
+    assert [(line["run_id"], line["missing"]) for line in logs if "missing" in line] == [("r", 2)]
+    assert bench.snapshots.seq == {"r": 4}
+
+
+async def test_events_projected_twice_are_counted_as_repeats() -> None:
+    """A crash before the commit gives them again, with more behind them."""
+    first, again = records(run_started(), steps_queued(2, "a")), records(steps_queued(2, "a"), run_ended(3))
+    bench = await Bench(first, again, again).run()
+    assert bench.count("events_total", outcome="projected") == 3
+    assert bench.count("events_total", outcome="repeated") == 3
+    assert bench.count("missing_events_total") == 0

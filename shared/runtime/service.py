@@ -1,50 +1,215 @@
-"""A service's life: start, be ready, stop. `run_service` is the last line of every `__main__`."""
+"""A service's life: start, be ready, stop. `run_service` is the last line of every `__main__`.
+
+1. `/healthz`, `/readyz` and `/metrics` answer from the first moment; ready is another matter.
+2. `main` runs until `stopping` is set by SIGTERM, SIGINT or nobody.
+3. From then on it has `stop_timeout_s` to finish or hand back what it holds; it returns; the listener closes; exit code
+0.
+
+An error out of `main`, `fail(error)`, and an overrun of the time are exit code 1, each with one line that says why. A
+second signal ends the process at once.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Generic, NoReturn, TypeVar
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final, Generic, NoReturn, TypeVar
 
+import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.shared.runtime.deadline import Deadline
-from anabranch.shared.runtime.settings import Settings
+from anabranch.shared.runtime.log import configure_logging, get_logger
+from anabranch.shared.runtime.metrics import new_registry
+from anabranch.shared.runtime.ops import Check, Readiness, add_ops_routes
+from anabranch.shared.runtime.settings import Settings, unknown_names
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+Main = Callable[["Service[SettingsT]"], Awaitable[None]]
+AppFactory = Callable[["Service[SettingsT]"], web.Application]
 
 __all__ = ["Deadline", "Service", "run_service"]
+
+_FAILED: Final = 1
+_KILLED: Final = 130  # as a shell reports a process that an interrupt ended
+
+# After a failure nothing may be acknowledged or committed any more: only sockets are closed.
+_FAIL_TIMEOUT_S: Final = 5.0
+# Open streams are cut when main has returned: whatever had to be finished, main has finished.
+_LISTENER_TIMEOUT_S: Final = 1.0
 
 
 class Service(Generic[SettingsT]):
     """What `main` is given: settings, log, metrics registry, readiness, and when to stop."""
 
-    name: str
-    settings: SettingsT
-    log: FilteringBoundLogger
-    registry: CollectorRegistry
-    stopping: asyncio.Event
-    deadline: Deadline | None
+    def __init__(self, name: str, settings: SettingsT) -> None:
+        self.name = name
+        self.settings = settings
+        self.log: FilteringBoundLogger = get_logger()
+        self.registry: CollectorRegistry = new_registry()
+        self.stopping = asyncio.Event()
+        self.deadline: Deadline | None = None
+        self.port: int | None = None
+        self._readiness = Readiness()
+        self._readiness.add("service", self._is_running)
+        self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._listener: web.AppRunner | None = None
 
-    def ready_when(self, name: str, check: Callable[[], bool | str]) -> None:
-        """Make readiness depend on a check; a string says why not."""
-        raise NotImplementedError
+    def ready_when(self, name: str, check: Check) -> None:
+        """Make readiness depend on a check; False or a string, which says why, is not ready."""
+        self._readiness.add(name, check)
 
     def routes(self) -> web.Application:
         """Return an application with `/healthz`, `/readyz` and `/metrics`."""
-        raise NotImplementedError
+        return self._with_ops(web.Application())
 
     async def fail(self, error: BaseException) -> None:
-        """End the process with exit code 1 and one line that says why."""
-        raise NotImplementedError
+        """End the process with exit code 1 and one line that says why; `main` is cancelled. The first error counts."""
+        if not self._failed.done():
+            self._failed.set_result(error)
+
+    def stop(self) -> None:
+        """Begin to stop, as SIGTERM does."""
+        if not self.stopping.is_set():
+            self.deadline = Deadline.after(self.settings.stop_timeout_s)
+            self.stopping.set()
+
+    async def stop_listening(self) -> None:
+        """Close the HTTP listener once its requests are answered, for a `main` that must outlive them."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.cleanup()
+
+    def _is_running(self) -> bool | str:
+        return "stopping" if self.stopping.is_set() else True
+
+    def _with_ops(self, app: web.Application) -> web.Application:
+        add_ops_routes(app, self._readiness, self.registry)
+        return app
+
+    async def _listen(self, app: web.Application) -> None:
+        self._listener = web.AppRunner(self._with_ops(app), access_log=None, shutdown_timeout=_LISTENER_TIMEOUT_S)
+        await self._listener.setup()
+        await web.TCPSite(self._listener, self.settings.http_host, self.settings.http_port).start()
+        self.port = self._listener.addresses[0][1]
+        self.log.info("listening", host=self.settings.http_host, port=self.port)
 
 
 def run_service(
-    name: str,
-    settings: SettingsT,
-    main: Callable[[Service[SettingsT]], Awaitable[None]],
-    *,
-    app: Callable[[Service[SettingsT]], web.Application] | None = None,
+    name: str, settings: SettingsT, main: Main[SettingsT], *, app: AppFactory[SettingsT] | None = None
 ) -> NoReturn:
-    """Run `main` until SIGTERM or SIGINT, then exit."""
-    raise NotImplementedError
+    """Run `main` until SIGTERM or SIGINT, then exit: 0 when it stopped in time, 1 when not or when something failed.
+
+    `app` makes the HTTP application, to which the three routes are added; without it they are all there is.
+    """
+    configure_logging(name, settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(_live(name, settings, main, app))
+    sys.exit(code)
+
+
+async def _live(name: str, settings: SettingsT, main: Main[SettingsT], app: AppFactory[SettingsT] | None) -> int:
+    service = Service(name, settings)
+    _listen_to_signals(service)
+    _report_unknown_names(service)
+    try:
+        await service._listen(app(service) if app else web.Application())
+        await _run_main(service, main)
+    except Exception as error:  # noqa: BLE001  the last place where an error can be said
+        _say_why(service, error)
+        code = _FAILED
+    else:
+        service.log.info("stopped")
+        code = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FAIL_TIMEOUT_S):
+            await service.stop_listening()
+    return code
+
+
+async def _run_main(service: Service[SettingsT], main: Main[SettingsT]) -> None:
+    running = asyncio.create_task(_awaited(main(service)), name="main")
+    stopping = asyncio.create_task(service.stopping.wait(), name="stopping")
+    await _first_of(running, stopping, service._failed)
+    stopping.cancel()
+    if not running.done() and not service._failed.done():
+        await _first_of(running, service._failed, timeout=service.deadline.remaining() if service.deadline else 0.0)
+    if service._failed.done():
+        await _abandon(service, running)
+        raise service._failed.result()
+    if not running.done():
+        _overrun(service)
+    running.result()
+    if not service.stopping.is_set():
+        raise RuntimeError("main returned although nothing asked the service to stop")
+
+
+async def _first_of(*futures: "asyncio.Future[Any]", timeout: float | None = None) -> None:
+    await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _awaited(main: Awaitable[None]) -> None:
+    await main
+
+
+async def _abandon(service: Service[SettingsT], running: "asyncio.Task[None]") -> None:
+    running.cancel()
+    done, _ = await asyncio.wait({running}, timeout=_FAIL_TIMEOUT_S)
+    if not done:
+        _say_why(service, service._failed.result())
+        _overrun(service)
+    elif not running.cancelled():
+        running.exception()  # what main says about being cancelled is not why the process ends
+
+
+def _overrun(service: Service[SettingsT]) -> NoReturn:
+    """End the process from here: a task that ignores its cancellation would hold the loop's end too."""
+    service.log.error("did not stop in time", stop_timeout_s=service.settings.stop_timeout_s, hanging=list(_hanging()))
+    _exit_now(_FAILED)
+
+
+def _hanging() -> Iterator[str]:
+    for task in asyncio.all_tasks():
+        if task is not asyncio.current_task():
+            frames = task.get_stack(limit=1)
+            where = f" at {frames[0].f_code.co_filename}:{frames[0].f_lineno}" if frames else ""
+            yield task.get_name() + where
+
+
+def _listen_to_signals(service: Service[SettingsT]) -> None:
+    def on_signal(number: signal.Signals) -> None:
+        if service.stopping.is_set():
+            service.log.warning("a second signal: ending at once", signal=number.name)
+            _exit_now(_KILLED)
+        service.log.info("stopping", signal=number.name)
+        service.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+
+
+def _exit_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _report_unknown_names(service: Service[SettingsT]) -> None:
+    if unknown := unknown_names(type(service.settings), os.environ):
+        service.log.warning("settings that this service does not know", names=unknown)
+
+
+def _say_why(service: Service[SettingsT], error: BaseException) -> None:
+    causes = [f"{type(leaf).__name__}: {leaf}" for leaf in _leaves(error)]
+    service.log.error("failed", why="; ".join(causes), exc_info=error)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import AliasChoices, AliasGenerator, Field
@@ -11,18 +12,27 @@ from anabranch.shared.contracts.topics import DEFAULT_PARTITIONS, DEFAULT_PREFIX
 
 PREFIX = "ANABRANCH_"
 
-# Names that other tools of the project read; a service does not warn about them.
+# The names that every tool of the trade uses.
 _UNPREFIXED = {
     "kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS",
     "redis_url": "REDIS_URL",
     "database_url": "DATABASE_URL",
 }
 
+# Read by the local stack, not by services.
+_OTHERS = frozenset({"ANABRANCH_HOME"})
+
 
 def environment_names(field: str) -> tuple[str, ...]:
     """Return the environment variables that set a field, the one that wins first."""
     prefixed = PREFIX + field.upper()
     return (_UNPREFIXED[field], prefixed) if field in _UNPREFIXED else (prefixed,)
+
+
+def unknown_names(settings: "type[Settings]", environment: Mapping[str, str]) -> list[str]:
+    """Return the names in an environment that look like settings of ours but set nothing: a typing error, mostly."""
+    known = {name for field in settings.model_fields for name in environment_names(field)} | _OTHERS
+    return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 
 def _alias(field: str) -> AliasChoices:

@@ -1,0 +1,121 @@
+"""aiokafka's clients with the project's settings. Every number has its reason beside it."""
+
+import asyncio
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import KafkaError
+
+from anabranch.shared.contracts.limits import MAX_RECORD_BYTES
+from anabranch.shared.runtime.deadline import Deadline
+from anabranch.shared.runtime.errors import KafkaUnreachable
+from anabranch.shared.runtime.settings import Settings
+
+# Producer. In aiokafka this is the time for an answer and also the age at which a batch whose partition has no leader
+# is given up. It must outlast an election or a broker's restart (some 20 s), and notice a silent connection within it.
+_PRODUCE_TIMEOUT_MS: Final = 60_000
+
+# Transactions live as long as a checkpoint. An open one holds back readers until the next owner fences it, or until
+# this.
+_TRANSACTION_TIMEOUT_MS: Final = 30_000
+
+# Consumer. A poll without records ends after this. It costs 4 polls a second when idle; and since aiokafka has one poll
+# per broker under way, it is how long a resumed, sought or newly assigned partition may wait for the poll before.
+_FETCH_MAX_WAIT_MS: Final = 250
+
+# A dead member is noticed after the session; a live one may miss several heartbeats while its loop is busy. Sub-second
+# heartbeats, since it is a heartbeat that tells a member of a rebalance.
+_SESSION_TIMEOUT_MS: Final = 8_000
+_HEARTBEAT_MS: Final = 500
+
+# How long a rebalance waits for members that are handing over: a checkpoint, or results being acknowledged.
+_REBALANCE_TIMEOUT_MS: Final = 30_000
+
+# Our consumers never stop polling; one that has not for a minute is stuck.
+_MAX_POLL_INTERVAL_MS: Final = 60_000
+
+_PROBE_TIMEOUT_MS: Final = 5_000
+_PROBE_PAUSE_S: Final = 0.2
+
+
+def new_producer(settings: Settings, *, transactional_id: str | None = None) -> AIOKafkaProducer:
+    """Return a producer, not started: acks=all, idempotent, records up to MAX_RECORD_BYTES."""
+    return AIOKafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        client_id=settings.instance,
+        acks="all",
+        enable_idempotence=True,
+        transactional_id=transactional_id,
+        transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
+        max_request_size=MAX_RECORD_BYTES,
+        request_timeout_ms=_PRODUCE_TIMEOUT_MS,
+    )
+
+
+def new_consumer(settings: Settings, *topics: str, group_id: str | None = None, **overrides: Any) -> AIOKafkaConsumer:
+    """Return a consumer, not started, with the project's defaults; `overrides` are aiokafka's own names.
+
+    Offsets are never committed behind its back. A group without a committed offset starts at the earliest record, so
+    that nothing is lost; a consumer without a group is told where to start, or fails loudly.
+    """
+    defaults: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka_bootstrap_servers,
+        "client_id": settings.instance,
+        "group_id": group_id,
+        "enable_auto_commit": False,
+        "auto_offset_reset": "none" if group_id is None else "earliest",
+        "max_partition_fetch_bytes": MAX_RECORD_BYTES,
+        "fetch_max_wait_ms": _FETCH_MAX_WAIT_MS,
+        "session_timeout_ms": _SESSION_TIMEOUT_MS,
+        "heartbeat_interval_ms": _HEARTBEAT_MS,
+        "rebalance_timeout_ms": _REBALANCE_TIMEOUT_MS,
+        "max_poll_interval_ms": _MAX_POLL_INTERVAL_MS,
+        "partition_assignment_strategy": (StickyPartitionAssignor,),
+    }
+    return AIOKafkaConsumer(*topics, **(defaults | overrides))
+
+
+def new_admin(settings: Settings) -> AIOKafkaAdminClient:
+    """Return an admin client, not started."""
+    return AIOKafkaAdminClient(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        client_id=settings.instance,
+        request_timeout_ms=_PROBE_TIMEOUT_MS,
+    )
+
+
+async def wait_for_kafka(settings: Settings, deadline: Deadline) -> None:
+    """Return when a broker answers; `KafkaUnreachable` at the deadline."""
+    while not await _answers(settings):
+        if deadline.passed:
+            raise KafkaUnreachable(f"no broker of {settings.kafka_bootstrap_servers} answered; is Kafka running there?")
+        await asyncio.sleep(_PROBE_PAUSE_S)
+
+
+async def _answers(settings: Settings) -> bool:
+    # A bare connection first: aiokafka logs an error for every broker that is not there yet.
+    if not await _any_listens(settings.kafka_bootstrap_servers):
+        return False
+    admin = new_admin(settings)
+    try:
+        await admin.start()
+        return bool((await admin.describe_cluster())["brokers"])
+    except (KafkaError, OSError, TimeoutError):
+        return False
+    finally:
+        await admin.close()
+
+
+async def _any_listens(servers: str) -> bool:
+    for server in servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_MS / 1000):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        except (OSError, TimeoutError):
+            continue
+        writer.close()
+        return True
+    return False

@@ -1,0 +1,48 @@
+"""`/healthz`, `/readyz`, `/metrics`: what every service answers to those who operate it."""
+
+from collections.abc import Callable, Mapping
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+Check = Callable[[], bool | str]
+
+
+class Readiness:
+    """Named checks, and what of them does not hold."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, Check] = {}
+
+    def add(self, name: str, check: Check) -> None:
+        """Add a check, or replace the one of that name."""
+        self._checks[name] = check
+
+    def not_ready(self) -> Mapping[str, str]:
+        """Return the checks that do not hold, and why."""
+        answers = {name: check() for name, check in self._checks.items()}
+        return {
+            name: answer if isinstance(answer, str) else "not ready"
+            for name, answer in answers.items()
+            if answer is not True
+        }
+
+
+def add_ops_routes(app: web.Application, readiness: Readiness, registry: CollectorRegistry) -> None:
+    """Add the three routes to an application, except those that it has already."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        missing = readiness.not_ready()
+        body = {"status": "not ready" if missing else "ready", "not_ready": dict(missing)}
+        return web.json_response(body, status=503 if missing else 200)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    present = {resource.canonical for resource in app.router.resources()}
+    for path, handler in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", metrics)):
+        if path not in present:
+            app.router.add_get(path, handler)

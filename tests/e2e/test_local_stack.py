@@ -1,0 +1,299 @@
+"""The local stack's supervisor, with services that do nothing but answer /readyz, and die when told to."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from io import StringIO
+from pathlib import Path
+
+import psutil
+import pytest
+
+from anabranch.deploy.local.console import Console, wants_colour
+from anabranch.deploy.local.home import HomeError
+from anabranch.deploy.local.services import Service
+from anabranch.deploy.local.stack import LocalStack
+from anabranch.deploy.local.supervisor import RestartBudget, StackFailedError
+
+FAKE_SERVICE = """
+import http.server, os, pathlib, subprocess, sys
+role, orders = sys.argv[1], pathlib.Path(sys.argv[2])
+if (orders / f"{role}-dies-at-once").exists():
+    print("cannot live like this")
+    sys.exit(3)
+if (orders / f"{role}-has-a-child").exists():
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "anabranch-fake-grandchild"])
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/readyz" else 404)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+print(f"{role} listens")
+address = os.environ["ANABRANCH_HTTP_HOST"], int(os.environ["ANABRANCH_HTTP_PORT"])
+http.server.HTTPServer(address, Ready).serve_forever()
+"""
+
+# The stack as a program of its own, to be stopped from outside: argv is the data directory and that of the orders.
+DRIVER = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_local_stack import fakes
+from anabranch.deploy.local.console import Console
+from anabranch.deploy.local.stack import LocalStack, run_stack
+console = Console()
+own = {{}} if "servers" in sys.argv else dict(bootstrap="127.0.0.1:1", redis_url="redis://127.0.0.1:1/0")
+stack = LocalStack(Path(sys.argv[1]), services=fakes(Path(sys.argv[2])), console=console, restart_delay_s=0.01, **own)
+sys.exit(asyncio.run(run_stack(stack, console)))
+"""
+
+WAIT_S = 30.0
+
+
+async def test_a_child_that_dies_is_started_again_and_the_stack_says_so(orders: Path, tmp_path: Path) -> None:
+    said = StringIO()
+    async with a_stack(tmp_path, orders, console=Console(said)) as stack:
+        (first,) = stack.pids("worker")
+        os.kill(first, signal.SIGKILL)
+
+        await until(lambda: stack.pids("worker") not in ([], [first]))
+        await stack.until_ready()
+
+    assert "worker was killed by signal 9; starting it again in 0.01 s" in said.getvalue()
+
+
+async def test_the_death_of_a_child_is_noticed_while_its_own_children_hold_its_pipe(
+    orders: Path, tmp_path: Path
+) -> None:
+    (orders / "worker-has-a-child").touch()
+    async with a_stack(tmp_path, orders) as stack:
+        (first,) = stack.pids("worker")
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: stack.pids("worker") not in ([], [first]))
+
+
+async def test_a_child_that_dies_six_times_a_minute_ends_the_stack_with_its_last_words(
+    orders: Path, tmp_path: Path
+) -> None:
+    (orders / "worker-dies-at-once").touch()
+
+    with pytest.raises(StackFailedError, match=r"(?s)worker exited with status 3 .*giving up.*cannot live like this"):
+        async with a_stack(tmp_path, orders):
+            pass
+
+    assert descendants() == []
+
+
+def test_restarts_are_counted_in_a_sliding_minute() -> None:
+    budget = RestartBudget(limit=2, window_s=60)
+
+    assert [budget.spend(at) for at in (0, 1, 2, 59, 60, 60.5, 61)] == [True, True, False, False, True, False, True]
+
+
+async def test_a_stack_that_cannot_go_on_exits_with_status_1_and_leaves_no_process(
+    orders: Path, tmp_path: Path
+) -> None:
+    async with a_stack_process(tmp_path, orders) as process:
+        await line(process, "ready ")
+        (orders / "worker-dies-at-once").touch()
+        next(p for p in processes_below(process.pid) if "worker" in p.cmdline()).kill()
+
+        assert await process.wait() == 1
+
+    assert leftovers(orders) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+async def test_asked_to_stop_it_stops_in_order_and_leaves_no_process(
+    how: signal.Signals, orders: Path, tmp_path: Path
+) -> None:
+    (orders / "worker-has-a-child").touch()
+    async with a_stack_process(tmp_path, orders) as process:
+        await line(process, "ready ")
+        process.send_signal(how)
+
+        assert await process.wait() == 0
+
+    assert leftovers(orders) == []
+
+
+async def test_asked_twice_it_kills_what_hangs(orders: Path, tmp_path: Path) -> None:
+    async with a_stack_process(tmp_path, orders) as process:
+        await line(process, "ready ")
+        worker = next(p for p in processes_below(process.pid) if "worker" in p.cmdline())
+        worker.suspend()  # deaf to SIGTERM
+        process.send_signal(signal.SIGINT)
+        await line(process, "stopping")
+        process.send_signal(signal.SIGINT)
+
+        assert await process.wait() == 130
+
+    assert leftovers(orders) == []
+
+
+async def test_killed_with_everything_running_it_takes_kafka_valkey_and_services_with_it(
+    orders: Path, tmp_path: Path
+) -> None:
+    async with a_stack_process(tmp_path, orders, "servers") as process:
+        await line(process, "ready ")
+        below = processes_below(process.pid)
+        assert {"java", "valkey-server"} <= {p.name() for p in below}
+        process.kill()
+        await until(lambda: not any(alive(p) for p in below))
+
+
+async def test_ready_is_one_line_with_the_three_addresses(orders: Path, tmp_path: Path) -> None:
+    async with a_stack_process(tmp_path, orders, "servers") as process:
+        ready = await line(process, "ready ")
+        assert re.fullmatch(
+            r"ready http://127\.0\.0\.1:\d+  kafka 127\.0\.0\.1:\d+  redis 127\.0\.0\.1:\d+", ready.rstrip()
+        )
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+    assert leftovers(orders) == []
+
+
+async def test_a_second_stack_on_one_directory_is_refused_with_the_pid_of_the_first(
+    orders: Path, tmp_path: Path
+) -> None:
+    async with a_stack(tmp_path, orders):
+        with pytest.raises(HomeError, match=rf"in use by another process \(pid {os.getpid()}\)"):
+            async with a_stack(tmp_path, orders):
+                pass
+
+
+async def test_two_stacks_on_two_directories_choose_different_ports(orders: Path, tmp_path: Path) -> None:
+    async with a_stack(tmp_path / "a", orders) as one, a_stack(tmp_path / "b", orders) as other:
+        assert one.gateway_url != other.gateway_url
+
+
+async def test_fresh_clears_what_is_ours(orders: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    async with a_stack(home, orders):
+        (home / "old").mkdir()
+        (home / "old" / "data").touch()
+    async with a_stack(home, orders, fresh=True):
+        assert not (home / "old").exists()
+
+
+async def test_fresh_refuses_a_directory_that_is_not_ours(orders: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+
+    with pytest.raises(HomeError, match="not clearing it"):
+        async with a_stack(tmp_path, orders, fresh=True):
+            pass
+
+    assert (tmp_path / "thesis.tex").exists()
+
+
+async def test_without_restarts_a_killed_child_stays_dead_until_it_is_started(orders: Path, tmp_path: Path) -> None:
+    async with a_stack(tmp_path, orders, restart=False) as stack:
+        worker = stack.service("worker")
+        worker.kill()
+        await worker.gone()
+        assert stack.pids("worker") == []
+
+        await worker.start()
+        await stack.until_ready()
+        assert len(stack.pids("worker")) == 1
+
+
+async def test_a_process_more_of_a_role_joins_and_leaves(orders: Path, tmp_path: Path) -> None:
+    async with a_stack(tmp_path, orders) as stack:
+        added = await stack.add("worker", env={"EXTRA": "1"})
+        assert stack.names("worker") == ["worker", added.name]
+        await added.stop(5.0)
+        assert len(stack.pids("worker")) == 1
+
+
+def test_colour_is_for_terminals_and_never_under_no_color() -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert wants_colour(Terminal(), {})
+    assert not wants_colour(Terminal(), {"NO_COLOR": "1"})
+    assert not wants_colour(StringIO(), {})
+
+
+def fakes(orders: Path) -> tuple[Service, ...]:
+    """A gateway and a worker that do nothing."""
+
+    def fake(role: str) -> Service:
+        return Service(role, (sys.executable, "-c", FAKE_SERVICE, role, str(orders)))
+
+    return fake("gateway"), fake("worker")
+
+
+def a_stack(home: Path, orders: Path, **options: object) -> LocalStack:
+    """A stack of fakes that uses no Kafka and no Redis."""
+    given = {"bootstrap": "127.0.0.1:1", "redis_url": "redis://127.0.0.1:1/0", "restart_delay_s": 0.01, **options}
+    return LocalStack(home, services=fakes(orders), **given)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def a_stack_process(home: Path, orders: Path, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The same as a program; killed when the test leaves it running."""
+    driver = DRIVER.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", driver, str(home), str(orders), *options]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.fixture
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which a file tells a fake service what to do; its path marks the processes of this test."""
+    return tmp_path_factory.mktemp("orders")
+
+
+async def line(process: asyncio.subprocess.Process, having: str) -> str:
+    assert process.stdout is not None
+    async for raw in process.stdout:
+        if having in raw.decode():
+            return raw.decode()
+    raise AssertionError(f"no line with {having!r}")
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not fact():  # noqa: ASYNC110 - facts about other processes
+            await asyncio.sleep(0.01)
+
+
+def processes_below(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def descendants() -> list[psutil.Process]:
+    return [p for p in processes_below(os.getpid()) if alive(p)]
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def leftovers(orders: Path) -> list[list[str]]:
+    """Processes of this test that still run: fakes by the path of their orders, and what a fake started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            continue
+        if str(orders) in command or "anabranch-fake-grandchild" in command:
+            found.append(command)
+    return found

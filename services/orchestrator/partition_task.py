@@ -28,7 +28,8 @@ from anabranch.services.orchestrator.metrics import OrchestratorMetrics
 from anabranch.services.orchestrator.ports import ON_ERROR, Answer, InboxRecord, LogError, PartitionLog
 from anabranch.services.orchestrator.timers import Due, Timers
 from anabranch.shared.contracts import messages as m
-from anabranch.shared.contracts.codec import Undecodable, decode, encode, trace_id_of_run
+from anabranch.shared.contracts.codec import Undecodable, decode, encode
+from anabranch.shared.contracts.ids import trace_id_of_run
 
 _YIELD_AFTER_S: Final = 0.02  # heartbeats and the other partitions get their turn
 _TRACEBACK_CHARS: Final = 8000
@@ -68,7 +69,7 @@ class PartitionTask:
         self._partition = Partition()
         self._timers = Timers()
         self._offset: int | None = None
-        self._restored_under = RULES_VERSION
+        self._restored = False
         self._since_checkpoint = 0
         self._checkpoint_due = 0.0
         self._checkpointing: asyncio.Task[None] | None = None
@@ -82,6 +83,16 @@ class PartitionTask:
     def offset(self) -> int | None:
         """The inbox offset it decides next; None before it has restored."""
         return self._offset
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether it has read its state and decides."""
+        return self._restored
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping
 
     def stop(self) -> None:
         """Take no more; `run` drains, checkpoints and returns."""
@@ -143,6 +154,7 @@ class PartitionTask:
                 self._set_timer(run_id, SetTimer(timer_id, due_ms), self._partition.at)
         await self._log.seek(self._offset)
         self._checkpoint_due = loop.time() + self._pace.checkpoint_s
+        self._restored = True
         self._metrics.restored(seconds=loop.time() - started, records=len(records))
         self._logger.info(
             "partition restored", runs=len(self._partition.runs), records=len(records), offset=self._offset,
@@ -206,8 +218,8 @@ class PartitionTask:
         self._dead_letter(record, type(error).__name__, str(error), words)
         try:
             return self._partition.abandon(message, error, record.at_ms)
-        except Exception:  # noqa: BLE001  # not even failing the run works: nothing touches it any more
-            self._logger.error("run quarantined", run_id=message.run_id, traceback=traceback.format_exc())
+        except Exception:  # not even failing the run works: nothing touches it any more
+            self._logger.exception("run quarantined", run_id=message.run_id)
             self._partition.quarantine(message.run_id)
             self._metrics.quarantined()
             return Decision(None)

@@ -1,7 +1,7 @@
 """What a partition task needs of the log, as a port with three verbs: take, append, checkpoint.
 
-Kafka implements it (`kafka_log.py`); an in-memory log implements it for the simulation (`tests/simulation`). What happens
-on each error of each verb stands in docs/errors.md, which a test compares with `ON_ERROR`.
+Kafka implements it (`kafka_log.py`); an in-memory log implements it for the simulation (`tests/simulation`). What
+happens on each error of each verb stands in docs/errors.md, which a test compares with `ON_ERROR`.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class LogError(AnabranchError):
     """Base of what the port raises. A driver's error is its `__cause__`."""
 
 
-class Fenced(LogError):  # noqa: N818  # Kafka's word for it
+class Fenced(LogError):
     """Another process has taken this partition over; nothing of ours can be written to its changelog any more."""
 
 

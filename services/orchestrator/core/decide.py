@@ -15,9 +15,9 @@ from anabranch.services.orchestrator.core.status import DISPATCHED, StepStatus
 from anabranch.services.orchestrator.core.transitions import TABLE, Fact, Ignore
 from anabranch.services.orchestrator.core.turn import SOURCE, Turn, finished
 from anabranch.shared.contracts import messages as m
-from anabranch.shared.contracts.codec import encode, trace_id_of_run
+from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.errors import ErrorType, StepError
-from anabranch.shared.contracts.ids import attempt_id
+from anabranch.shared.contracts.ids import attempt_id, trace_id_of_run
 
 RULES_VERSION: Final = 1
 """Raised whenever the same log would be decided otherwise; the golden logs in tests/golden hold it."""
@@ -89,7 +89,7 @@ def refuse(message: m.SubmitRun, error: StepError, at: int) -> Decision:
     return Decision(run, tuple(turn.effects), turn=turn)
 
 
-# --- the run ----------------------------------------------------------------------------------------------------------
+# --- the run ---------------------------------------------------------------------------------------------------------
 
 
 def _begin(run: Run | None, message: m.SubmitRun, at: int) -> Decision:
@@ -141,7 +141,7 @@ def _settled(turn: Turn) -> Decision:
     return Decision(turn.run, tuple(turn.effects), turn=turn)
 
 
-# --- timers -----------------------------------------------------------------------------------------------------------
+# --- timers ----------------------------------------------------------------------------------------------------------
 
 
 def _timer(run: Run, message: m.TimerFired, at: int) -> Decision:
@@ -180,7 +180,7 @@ def _grace_ends(run: Run, at: int) -> Decision:
     return _settled(turn)
 
 
-# --- steps ------------------------------------------------------------------------------------------------------------
+# --- steps -----------------------------------------------------------------------------------------------------------
 
 
 def _attempt(run: Run, message: AttemptMessage, at: int) -> Decision:
@@ -221,10 +221,8 @@ def _follow(turn: Turn, index: int, step: Step, fact: Fact, message: AttemptMess
             _next_attempt(turn, index, replace(step, given_back=step.given_back + 1))
         case m.AttemptCancelled():
             _lost(turn, index, step)
-        case None if fact is Fact.RETRY_DUE:
-            settle.dispatch(turn, index, step)
         case None:
-            _lapse(turn, index, step)
+            _timer_due(turn, index, step, fact)
 
 
 def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object) -> None:
@@ -242,6 +240,13 @@ def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object)
         turn.change(index, held, event_type="StepProgressed")
     else:
         turn.move(index, held)
+
+
+def _timer_due(turn: Turn, index: int, step: Step, fact: Fact) -> None:
+    if fact is Fact.RETRY_DUE:
+        settle.dispatch(turn, index, step)
+    else:
+        _lapse(turn, index, step)
 
 
 def _lapse(turn: Turn, index: int, step: Step) -> None:

@@ -69,7 +69,7 @@ class Partition:
             self.changed.setdefault(run_id, set()).add(HEAD)
 
     def remembers(self, run_id: str, at: int) -> bool:
-        """Return whether a run with this id has ended so recently that a repeat of its start must not start it again."""
+        """Return whether a run of this id ended so recently that a repeat of its start must not start it again."""
         now = max(self.at, at)
         return any(now < ended[run_id] + 1000 * keep_s for keep_s, ended in self.finished.items() if run_id in ended)
 

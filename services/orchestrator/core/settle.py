@@ -80,7 +80,7 @@ def _spared(turn: Turn, index: int) -> bool:
     return turn.stop is not None and turn.stop.reason is StopReason.FAIL_FAST and turn.node(index).asks_for_failures
 
 
-# --- settling -----------------------------------------------------------------------------------------------------------
+# --- settling --------------------------------------------------------------------------------------------------------
 
 
 def _next_to_settle(turn: Turn) -> int | None:
@@ -164,7 +164,7 @@ def _run_values(turn: Turn) -> dict[str, Any]:
     }
 
 
-# --- dispatching --------------------------------------------------------------------------------------------------------
+# --- dispatching -----------------------------------------------------------------------------------------------------
 
 
 def dispatch(turn: Turn, index: int, step: Step) -> None:
@@ -219,7 +219,7 @@ def dead_letter_command(turn: Turn, index: int, step: Step, error: StepError) ->
     )
 
 
-# --- results ------------------------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
 def succeed(turn: Turn, index: int, message: m.AttemptSucceeded) -> None:
@@ -299,7 +299,7 @@ def _too_large(what: str, size: int, limit: int) -> StepError:
     return StepError.of(ErrorType.PAYLOAD_TOO_LARGE, f"{what} takes {size} bytes; at most {limit} are allowed")
 
 
-# --- the end ------------------------------------------------------------------------------------------------------------
+# --- the end ---------------------------------------------------------------------------------------------------------
 
 
 def _outcome(turn: Turn, *, failed: bool) -> RunStatus:
@@ -332,7 +332,7 @@ def end(turn: Turn, *, failed: bool) -> None:
 def _ended(turn: Turn, status: RunStatus, outputs: Any) -> Encoded:
     seq = turn.seq + 1
     event = m.RunEnded(
-        type=_ENDED[status],  # type: ignore[arg-type]  # a literal of the table above
+        type=_ENDED[status],
         run_id=turn.run.id, seq=seq, at=rfc3339(turn.at), status=status.value, started_at=rfc3339(turn.run.started_at),
         outputs=outputs, error=turn.error,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The transition table: for every (step status, fact about its current attempt) the statuses that may follow, or why not.
+"""The transition table: for every (step status, fact about its attempt) the statuses that may follow, or why none.
 
 Under at-least-once delivery, repeats, late results and answers to questions that nobody asks any more are normal input:
 the table answers `Ignore(reason)`, which is counted, and nothing changes.
@@ -47,7 +47,7 @@ class Ignore(StrEnum):
 Next = frozenset[S]
 _ANSWERED: Final[Next] = frozenset({S.WAITING, S.FAILED, S.TIMED_OUT})
 _LOST: Final[Next] = frozenset({S.QUEUED, S.CANCELLED, S.FAILED})
-_FINISHED: Final = dict.fromkeys(Fact, Ignore.FINISHED)
+_FINISHED: Final[dict[Fact, Next | Ignore]] = dict.fromkeys(Fact, Ignore.FINISHED)
 
 TABLE: Final[dict[S, dict[Fact, Next | Ignore]]] = {
     S.PENDING: dict.fromkeys(Fact, Ignore.NOT_DISPATCHED),

@@ -1,5 +1,7 @@
-"""One decision in the making: what a record changes, kept beside the run until `commit`, so that the run itself stays as
-it is when deciding fails."""
+"""One decision in the making: what a record changes, kept beside the run until `commit`.
+
+So the run stays as it is when deciding fails.
+"""
 
 from dataclasses import replace
 from heapq import heappop, heappush
@@ -7,7 +9,7 @@ from typing import Final
 
 from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, Effect, SetTimer
 from anabranch.services.orchestrator.core.graph import Node
-from anabranch.services.orchestrator.core.state import Run, Step, Stop
+from anabranch.services.orchestrator.core.state import Run, Step
 from anabranch.services.orchestrator.core.status import IN_FLIGHT, TERMINAL, StepStatus
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Encoded, encode, trace_id_or
@@ -144,7 +146,7 @@ class Turn:
         """Return the event that says where a step is from now on. It is not numbered until it is emitted."""
         node = self.node(index)
         return m.StepChanged(
-            type=event_type or _STEP_EVENT[step.status],  # type: ignore[arg-type]  # a literal of the table above
+            type=event_type or _STEP_EVENT[step.status],
             run_id=self.run.id,
             seq=self.seq + 1,
             at=rfc3339(self.at),

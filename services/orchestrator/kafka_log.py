@@ -1,0 +1,316 @@
+"""The log on Kafka: a reader of the inbox without a group, a changelog per partition, one outbox per process.
+
+A group member (`membership.py`) only tells who owns what. The reader is pointed at each partition's own offset, so no
+position of the group's ever decides what is read.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    ProducerFenced,
+)
+from aiokafka.structs import ConsumerRecord
+
+from anabranch.services.orchestrator.core.changelog import Change
+from anabranch.services.orchestrator.core.effects import Append, Channel
+from anabranch.services.orchestrator.ports import (
+    AppendLost,
+    CheckpointFailed,
+    Fenced,
+    InboxGone,
+    InboxRecord,
+    LogError,
+    RestoreFailed,
+    TakeFailed,
+)
+from anabranch.services.orchestrator.settings import OrchestratorSettings
+from anabranch.shared.contracts.partitioner import partition_of
+from anabranch.shared.contracts.topics import TopicNames
+from anabranch.shared.runtime.kafka import AppendFailed, Outbox, new_consumer, new_producer
+
+_MAX_BUFFERED: Final = 5_000  # records of one partition that wait to be taken; above it the partition is paused
+_TAKE_AT_MOST: Final = 500  # records of one turn: timers and checkpoints get theirs
+_POLL_MS: Final = 1_000
+_RESTORE_POLL_MS: Final = 200
+_CLOSE_TIMEOUT_S: Final = 5.0
+
+
+class InboxReader:
+    """Reads the inbox for all partitions of the process with one consumer, each from where its task says."""
+
+    def __init__(self, settings: OrchestratorSettings) -> None:
+        self._topic = settings.topics.inbox
+        self._consumer: AIOKafkaConsumer = new_consumer(settings)
+        self._logs: dict[TopicPartition, KafkaPartitionLog] = {}
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Connect."""
+        await self._consumer.start()
+
+    async def stop(self) -> None:
+        """Close the connection."""
+        await self._consumer.stop()
+
+    async def watch(self, log: "KafkaPartitionLog", offset: int | None) -> None:
+        """Serve the log's partition from `offset`, or from the first record there is."""
+        tp = TopicPartition(self._topic, log.partition)
+        if offset is None:
+            offset = (await self._consumer.beginning_offsets([tp]))[tp]
+        log.next_offset = offset
+        self._logs[tp] = log
+        self._assign()
+
+    def unwatch(self, log: "KafkaPartitionLog") -> None:
+        """Serve the log no more."""
+        tp = TopicPartition(self._topic, log.partition)
+        if self._logs.get(tp) is log:
+            del self._logs[tp]
+            self._assign()
+
+    def resume(self, log: "KafkaPartitionLog") -> None:
+        """Serve a partition again that was paused because its log was full."""
+        tp = TopicPartition(self._topic, log.partition)
+        if self._logs.get(tp) is log:
+            self._consumer.resume(tp)
+
+    def _assign(self) -> None:
+        self._changed.set()
+        if not self._logs:
+            self._consumer.unsubscribe()
+            return
+        self._consumer.assign(list(self._logs))
+        for tp, log in self._logs.items():
+            self._consumer.seek(tp, log.next_offset)
+            if log.is_full:
+                self._consumer.pause(tp)
+
+    async def run(self) -> None:
+        """Hand records to their logs until cancelled; what the consumer raises is handed to every log."""
+        while True:
+            if not self._logs:
+                self._changed.clear()
+                await self._changed.wait()
+            try:
+                await self._poll()
+            except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+                self._break(InboxGone(f"{self._topic} no longer holds the next record: {error}"), error)
+                return
+            except KafkaError as error:
+                self._break(TakeFailed(f"{self._topic} cannot be read: {error!r}"), error)
+                return
+
+    async def _poll(self) -> None:
+        logs: Mapping[TopicPartition, KafkaPartitionLog] = dict(self._logs)
+        batches: Mapping[TopicPartition, Sequence[Any]] = await self._consumer.getmany(timeout_ms=_POLL_MS)
+        for tp, records in batches.items():
+            log = logs.get(tp)
+            if log is None or self._logs.get(tp) is not log or records[0].offset != log.next_offset:
+                continue  # fetched for an assignment, or from a position, that is no longer current
+            log.deliver(records)
+            if log.is_full:
+                self._consumer.pause(tp)
+
+    def _break(self, error: LogError, cause: Exception) -> None:
+        error.__cause__ = cause
+        for log in self._logs.values():
+            log.break_off(error)
+
+
+class KafkaPartitionLog:
+    """`PartitionLog` on Kafka, for one partition under one assignment."""
+
+    def __init__(
+        self, partition: int, assignment: int, *, settings: OrchestratorSettings, reader: InboxReader, outbox: Outbox
+    ) -> None:
+        self._partition = partition
+        self._assignment = assignment
+        self._settings = settings
+        self._topics: TopicNames = settings.topics
+        self._reader = reader
+        self._outbox = outbox
+        self._producer: AIOKafkaProducer | None = None
+        self._buffer: list[InboxRecord] = []
+        self._arrived = asyncio.Event()
+        self._broken: LogError | None = None
+        self._address: Mapping[Channel, Callable[[Append], tuple[str, int]]] = {
+            Channel.INBOX: self._own_inbox_partition,
+            Channel.COMMANDS: self._command_partition,
+            Channel.CONTROL: lambda _: (self._topics.control, 0),
+            Channel.RUN_EVENTS: lambda _: (self._topics.run_events, self._partition),
+            Channel.DEAD_LETTERS: lambda a: (
+                self._topics.dead_letters,
+                partition_of(a.key.encode(), self._topics.runs),
+            ),
+        }
+        self.next_offset = 0
+
+    @property
+    def partition(self) -> int:
+        """The partition's number."""
+        return self._partition
+
+    @property
+    def assignment(self) -> int:
+        """The number of the assignment this log serves."""
+        return self._assignment
+
+    # --- assign ---------------------------------------------------------------------------------------------------
+
+    async def start_producer(self) -> None:
+        """Fence the predecessor: its transactional id is this partition's, and the newest producer wins."""
+        await self._stop_producer()
+        self._reader.unwatch(self)
+        self._buffer = []
+        transactional_id = f"{self._settings.group}-{self._partition}"
+        producer: AIOKafkaProducer = new_producer(self._settings, transactional_id=transactional_id)
+        try:
+            await producer.start()
+        except KafkaError as error:
+            await producer.stop()
+            raise RestoreFailed(f"no transactional producer for partition {self._partition}: {error!r}") from error
+        self._producer = producer
+
+    async def read_changelog(self) -> Mapping[bytes, bytes]:
+        """Return the live records of the changelog partition, committed ones only, to its end."""
+        tp = TopicPartition(self._topics.state, self._partition)
+        consumer: AIOKafkaConsumer = new_consumer(self._settings, isolation_level="read_committed")
+        live: dict[bytes, bytes] = {}
+        try:
+            await consumer.start()
+            consumer.assign([tp])
+            end = (await consumer.end_offsets([tp]))[tp]
+            consumer.seek(tp, (await consumer.beginning_offsets([tp]))[tp])
+            while await consumer.position(tp) < end:
+                batches = await consumer.getmany(timeout_ms=_RESTORE_POLL_MS)
+                for record in batches.get(tp, ()):
+                    if record.value is None:
+                        live.pop(record.key, None)
+                    else:
+                        live[record.key] = record.value
+        except KafkaError as error:
+            raise RestoreFailed(f"changelog partition {self._partition} cannot be read: {error!r}") from error
+        finally:
+            await consumer.stop()
+        return live
+
+    async def seek(self, offset: int | None) -> None:
+        """Take from this offset on, or from the first record there is."""
+        try:
+            await self._reader.watch(self, offset)
+        except KafkaError as error:
+            raise RestoreFailed(f"inbox partition {self._partition} cannot be found: {error!r}") from error
+
+    # --- take -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more records wait than should."""
+        return len(self._buffer) > _MAX_BUFFERED
+
+    def deliver(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
+        """Take records from the reader."""
+        assignment = self._assignment
+        self._buffer += [InboxRecord(r.offset, r.timestamp, r.key, r.value, r.headers, assignment) for r in records]
+        self.next_offset = records[-1].offset + 1
+        self._arrived.set()
+
+    def break_off(self, error: LogError) -> None:
+        """Make every `take` raise."""
+        self._broken = error
+        self._arrived.set()
+
+    async def take(self, wait_s: float) -> Sequence[InboxRecord]:
+        """Return what has arrived, as soon as there is any; nothing after `wait_s` or an `interrupt`."""
+        if not self._arrived.is_set():
+            await self._wait(wait_s)
+        self._arrived.clear()
+        if self._broken is not None:
+            raise self._broken
+        was_full = self.is_full
+        taken, self._buffer = self._buffer[:_TAKE_AT_MOST], self._buffer[_TAKE_AT_MOST:]
+        if self._buffer:
+            self._arrived.set()
+        if was_full and not self.is_full:
+            self._reader.resume(self)
+        return taken
+
+    async def _wait(self, wait_s: float) -> None:
+        timer = asyncio.get_running_loop().call_later(wait_s, self._arrived.set)
+        try:
+            await self._arrived.wait()
+        finally:
+            timer.cancel()
+
+    def interrupt(self) -> None:
+        """Make the `take` under way, or the next, return at once."""
+        self._arrived.set()
+
+    # --- append ---------------------------------------------------------------------------------------------------
+
+    def append(self, output: Append) -> None:
+        """Append without waiting."""
+        topic, partition = self._address[output.channel](output)
+        try:
+            self._outbox.append(topic, partition, output.key.encode(), output.value, output.headers)
+        except AppendFailed as error:
+            raise AppendLost(str(error)) from error
+
+    def _own_inbox_partition(self, _: Append) -> tuple[str, int]:
+        return self._topics.inbox, self._partition
+
+    def _command_partition(self, output: Append) -> tuple[str, int]:
+        partition = partition_of(output.key.encode(), self._topics.steps_partitions)
+        return self._topics.steps(output.step_type), partition
+
+    def acknowledged(self) -> "asyncio.Future[None]":
+        """Return a future that is done when everything appended so far is acknowledged."""
+        return asyncio.ensure_future(self._acknowledged(self._outbox.acknowledged()))
+
+    async def _acknowledged(self, outbox: "asyncio.Future[None]") -> None:
+        try:
+            await outbox
+        except AppendFailed as error:
+            raise AppendLost(str(error)) from error
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many records of the process are appended and not yet acknowledged."""
+        return self._outbox.unacknowledged
+
+    # --- checkpoint -----------------------------------------------------------------------------------------------
+
+    async def checkpoint(self, changes: Sequence[Change]) -> None:
+        """Write the changes in one transaction."""
+        assert self._producer is not None, "start_producer first"
+        topic = self._topics.state
+        try:
+            async with self._producer.transaction():
+                for key, value in changes:
+                    await self._producer.send(topic, value, key=key, partition=self._partition)
+        except (ProducerFenced, InvalidProducerEpoch) as error:
+            raise Fenced(f"partition {self._partition} was taken over by another process") from error
+        except KafkaError as error:
+            raise CheckpointFailed(f"the checkpoint of partition {self._partition} failed: {error!r}") from error
+
+    async def close(self) -> None:
+        """Stop the producer and take no more."""
+        self._reader.unwatch(self)
+        await self._stop_producer()
+
+    async def _stop_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await producer.stop()
+        except (KafkaError, TimeoutError):  # nothing of it is wanted any more; the next producer fences it
+            return

@@ -3,7 +3,7 @@
 from anabranch.shared.contracts.errors import AnabranchError
 
 
-class AppendFailed(AnabranchError):  # noqa: N818  it reads as the event it reports
+class AppendFailed(AnabranchError):
     """A record was not accepted by Kafka and never will be."""
 
 
@@ -11,9 +11,9 @@ class RecordTooLarge(AppendFailed):
     """A record is larger than Kafka may be given: nothing was appended."""
 
 
-class TopicMismatch(AnabranchError):  # noqa: N818
+class TopicMismatch(AnabranchError):
     """A topic exists but is not what the topic table says."""
 
 
-class KafkaUnreachable(AnabranchError):  # noqa: N818
+class KafkaUnreachable(AnabranchError):
     """No broker answered in time."""

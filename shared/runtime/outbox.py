@@ -98,8 +98,11 @@ class Outbox:
     unacknowledged: int
     failed: "asyncio.Future[NoReturn]"
 
-    def __init__(self, settings: Settings, *, producer: Producer | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, producer: Producer | None = None, delivery_timeout_s: float = DELIVERY_TIMEOUT_S
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._delivery_timeout_s = delivery_timeout_s
         self._settings = settings
         self._producer = producer
         self._lanes: dict[tuple[str, int], _Lane] = {}
@@ -200,7 +203,7 @@ class Outbox:
         if lane.task is None:
             lane.task = self._loop.create_task(self._hand_over(lane), name="outbox")
         if self._watch is None:
-            self._watch = self._loop.call_later(DELIVERY_TIMEOUT_S, self._check_age)
+            self._watch = self._loop.call_later(self._delivery_timeout_s, self._check_age)
         return batch
 
     # 2. Hand over.
@@ -230,11 +233,13 @@ class Outbox:
         self._watch = None
         if not self._outstanding or self._failure is not None:
             return
-        remaining = self._outstanding[0].opened_at + DELIVERY_TIMEOUT_S - self._loop.time()
+        remaining = self._outstanding[0].opened_at + self._delivery_timeout_s - self._loop.time()
         if remaining > 0:
             self._watch = self._loop.call_later(remaining, self._check_age)
         else:
-            self._fail(f"{self.unacknowledged} records were not acknowledged within {DELIVERY_TIMEOUT_S:.0f} s", None)
+            self._fail(
+                f"{self.unacknowledged} records were not acknowledged within {self._delivery_timeout_s:.0f} s", None
+            )
 
     # 4. Acknowledge.
 

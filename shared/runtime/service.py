@@ -29,8 +29,6 @@ from anabranch.shared.runtime.ops import Check, Readiness, add_ops_routes
 from anabranch.shared.runtime.settings import Settings, unknown_names
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
-Main = Callable[["Service[SettingsT]"], Awaitable[None]]
-AppFactory = Callable[["Service[SettingsT]"], web.Application]
 
 __all__ = ["Deadline", "Service", "run_service"]
 
@@ -97,6 +95,10 @@ class Service(Generic[SettingsT]):
         await web.TCPSite(self._listener, self.settings.http_host, self.settings.http_port).start()
         self.port = self._listener.addresses[0][1]
         self.log.info("listening", host=self.settings.http_host, port=self.port)
+
+
+Main = Callable[[Service[SettingsT]], Awaitable[None]]
+AppFactory = Callable[[Service[SettingsT]], web.Application]
 
 
 def run_service(

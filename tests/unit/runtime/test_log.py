@@ -1,0 +1,66 @@
+"""Logs: one JSON line per fact, from libraries too."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+import structlog
+
+from anabranch.shared.runtime.log import configure_logging, get_logger
+from anabranch.shared.runtime.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+def lines(capfdbinary: pytest.CaptureFixture[bytes]) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+
+
+def test_line_carries_its_fact_and_who_says_it(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    configure_logging("gateway", Settings(instance="g-1"))
+    get_logger(tenant="a").info("accepted", run_id="r")
+    (line,) = lines(capfdbinary)
+    assert line.pop("at").endswith("Z")
+    assert line == {
+        "event": "accepted", "run_id": "r", "tenant": "a", "level": "info", "service": "gateway", "instance": "g-1",
+    }  # fmt: skip
+
+
+def test_line_below_the_level_is_not_written(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    configure_logging("gateway", Settings(log_level="warning"))
+    get_logger().info("accepted")
+    assert lines(capfdbinary) == []
+
+
+def test_warnings_of_libraries_are_lines_too_and_their_chatter_is_not(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    configure_logging("gateway", Settings())
+    logging.getLogger("aiokafka.client").info("chatter")
+    logging.getLogger("aiokafka.client").warning("Got error %s", "x")
+    assert [(line["logger"], line["event"], line["level"]) for line in lines(capfdbinary)] == [
+        ("aiokafka.client", "Got error x", "warning")
+    ]
+
+
+def test_exception_is_part_of_its_line(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    configure_logging("gateway", Settings())
+    get_logger().error("failed", exc_info=ValueError("why"))
+    (line,) = lines(capfdbinary)
+    assert "ValueError: why" in line["exception"]
+
+
+def test_console_is_for_people(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("gateway", Settings(log_format="console"))
+    get_logger().info("accepted", run_id="r")
+    assert "accepted" in capfd.readouterr().out

@@ -1,0 +1,22 @@
+"""Redis: keys of one prefix do not meet."""
+
+from anabranch.shared.runtime.redis import RedisKeys, new_redis
+from anabranch.shared.runtime.settings import Settings
+
+
+def test_every_key_is_under_the_prefix_and_no_two_are_alike() -> None:
+    keys = RedisKeys("p")
+    made = [
+        keys.run("1"), keys.channel("1"), keys.worker_memory("1", 1), keys.idempotency("1"), keys.rate_limit("1", 1),
+        keys.result("1"),
+    ]  # fmt: skip
+    assert all(key.startswith("p:") for key in made)
+    assert len(set(made)) == len(made)
+
+
+async def test_client_gives_up_soon_and_keeps_bytes() -> None:
+    client = new_redis(Settings(redis_url="redis://127.0.0.1:1/3"))
+    options = client.connection_pool.connection_kwargs
+    assert (options["db"], options["decode_responses"]) == (3, False)
+    assert options["socket_timeout"] <= 2
+    await client.aclose()

@@ -32,6 +32,10 @@ async def main(service: Service[OrchestratorSettings]) -> None:
         task = asyncio.create_task(service.fail(error), name="fail")
         background.add(task)
 
+    def on_outbox_failed(failed: "asyncio.Future[NoReturn]") -> None:
+        if not failed.cancelled() and (error := failed.exception()) is not None:
+            fail(error)
+
     def new_task(partition: int, assignment: int) -> PartitionTask:
         log = KafkaPartitionLog(partition, assignment, settings=settings, reader=reader, outbox=outbox)
         return PartitionTask(log, settings.topics.inbox, metrics, logger, settings.pace)
@@ -48,7 +52,7 @@ async def main(service: Service[OrchestratorSettings]) -> None:
         fail=fail,
         logger=logger,
     )
-    outbox.failed.add_done_callback(lambda failed: None if failed.cancelled() else fail(_error_of(failed)))
+    outbox.failed.add_done_callback(on_outbox_failed)
     service.ready_when("membership", lambda: membership.is_member or "waiting for the group's first assignment")
     service.ready_when("partitions", lambda: _restored(owner))
     running = [
@@ -59,6 +63,7 @@ async def main(service: Service[OrchestratorSettings]) -> None:
     await owner.stop()
     await membership.stop()
     await _cancel(running)
+    outbox.failed.remove_done_callback(on_outbox_failed)  # from here on `stop` itself raises what is lost
     await outbox.stop(service.deadline)
     await reader.stop()
 
@@ -71,10 +76,6 @@ async def _stay(membership: Membership) -> None:
 def _restored(owner: PartitionOwner) -> bool | str:
     waiting = sorted(partition for partition, task in owner.tasks.items() if not task.is_restored)
     return f"partitions {waiting} are being restored" if waiting else True
-
-
-def _error_of(failed: "asyncio.Future[NoReturn]") -> BaseException:
-    return failed.exception() or RuntimeError("the outbox ended")
 
 
 async def _until_stopping(service: Service[OrchestratorSettings], running: "list[asyncio.Task[None]]") -> None:

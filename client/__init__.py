@@ -1,1 +1,25 @@
 """The `anabranch` command and the async Python client it uses."""
+
+from anabranch.client.api import AnabranchClient
+from anabranch.client.model import (
+    ClientError,
+    Fault,
+    GatewayUnreachableError,
+    Problem,
+    ProblemError,
+    Run,
+    Step,
+    StepType,
+)
+
+__all__ = [
+    "AnabranchClient",
+    "ClientError",
+    "Fault",
+    "GatewayUnreachableError",
+    "Problem",
+    "ProblemError",
+    "Run",
+    "Step",
+    "StepType",
+]

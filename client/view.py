@@ -1,0 +1,220 @@
+"""A run as a person watches it: a table that changes on a terminal, lines that follow one another elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from anabranch.client.model import Run, Step
+
+_STYLES: Final = {
+    "succeeded": "green",
+    "failed": "bold red",
+    "timed_out": "bold red",
+    "cancelled": "yellow",
+    "skipped": "dim",
+    "running": "cyan",
+    "queued": "cyan",
+    "waiting": "magenta",
+}
+# What a person wants to see first of a run that does not fit on the screen.
+_INTEREST: Final = (
+    "failed",
+    "timed_out",
+    "waiting",
+    "running",
+    "queued",
+    "cancelled",
+    "pending",
+    "skipped",
+    "succeeded",
+)
+_LINES_AROUND_TABLE: Final = 7
+_FEWEST_ROWS: Final = 5
+_STEPS_TOLD_ONE_BY_ONE: Final = 60
+_TROUBLES_TOLD: Final = 50  # of a large run; the summary counts the others
+_SUMMARIES: Final = 20  # of a large run, one for every so many steps
+
+Needs = Mapping[str, Sequence[str]]
+
+
+class View(Protocol):
+    """What a run is shown on while it is watched."""
+
+    def show(self, run: Run) -> None:
+        """Show the run as it is now."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def view_on(console: Console, needs: Needs | None = None) -> View:
+    """Return the view that suits where the output goes."""
+    return LiveTable(console, needs or {}) if console.is_terminal else Lines(console)
+
+
+class LiveTable:
+    """The run's steps as a table with a progress bar, drawn anew while it goes on."""
+
+    def __init__(self, console: Console, needs: Needs) -> None:
+        self._console = console
+        self._needs = needs
+        self._run: Run | None = None
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=5, transient=False)
+
+    def show(self, run: Run) -> None:
+        """Show the run as it is now; durations go on by themselves."""
+        self._run = run
+
+    def _render(self) -> RenderableType:
+        if self._run is None:
+            return Text("submitting …", style="dim")
+        room = max(self._console.height - _LINES_AROUND_TABLE, _FEWEST_ROWS)
+        return run_table(self._run, self._needs, rows=room)
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+
+class Lines:
+    """One line per step that ended or waits; of a large run only troubles, and a summary now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._told: dict[str, tuple[str, int]] = {}
+        self._troubles = 0
+        self._ended_at_summary = 0
+
+    def show(self, run: Run) -> None:
+        """Print what has changed since the last time."""
+        is_large = len(run.steps) > _STEPS_TOLD_ONE_BY_ONE
+        for name, step in run.steps.items():
+            if self._told.get(name) != (step.status, step.attempt):
+                self._told[name] = (step.status, step.attempt)
+                self._tell(name, step, is_large)
+        if is_large:
+            self._summarise(run)
+
+    def _tell(self, name: str, step: Step, is_large: bool) -> None:
+        is_trouble = step.status in ("failed", "timed_out", "waiting")
+        if is_large:
+            self._troubles += is_trouble
+            if not is_trouble or self._troubles > _TROUBLES_TOLD:
+                return
+        if step.ended or is_trouble:
+            words = f"  {name:<24} {step.status:<10} {_seconds(step.duration_s()):>8}  {_remark(step, ())}"
+            self._console.print(words.rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+    def _summarise(self, run: Run) -> None:
+        ended = sum(step.ended for step in run.steps.values())
+        if run.ended or ended - self._ended_at_summary >= len(run.steps) / _SUMMARIES:
+            self._ended_at_summary = ended
+            self._console.print(f"  {summary(run)}", markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+def run_table(run: Run, needs: Needs | None = None, *, rows: int = 40) -> RenderableType:
+    """Return the run as a table of at most `rows` steps, the interesting ones, over a progress bar."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("step", no_wrap=True)
+    table.add_column("uses", style="dim", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("attempt", justify="right")
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("", overflow="ellipsis", no_wrap=True)
+    shown = interesting(run, rows)
+    for name in shown:
+        step = run.steps[name]
+        table.add_row(
+            escape(name),
+            escape(step.uses),
+            Text(step.status, style=_STYLES.get(step.status, "dim")),
+            str(step.attempt or ""),
+            _seconds(step.duration_s()),
+            escape(_remark(step, _unmet(run, (needs or {}).get(name, ())))),
+        )
+    parts: list[RenderableType] = [Text(f"{run.pipeline or 'run'}  {run.id}", style="bold"), table]
+    if len(shown) < len(run.steps):
+        parts.append(Text(f"… and {len(run.steps) - len(shown):,} more steps", style="dim"))
+    return Group(*parts, _progress(run))
+
+
+def interesting(run: Run, rows: int) -> list[str]:
+    """Return the names of at most `rows` steps in the order of the run: all, or else troubles before the rest."""
+    if len(run.steps) <= rows:
+        return list(run.steps)
+    rank = {status: number for number, status in enumerate(_INTEREST)}
+    ranked = sorted(run.steps, key=lambda name: rank.get(run.steps[name].status, 0))  # stable: definition order within
+    chosen = set(ranked[:rows])
+    return [name for name in run.steps if name in chosen]
+
+
+def summary(run: Run) -> str:
+    """Return how far the run is, in one line."""
+    counts = run.counts()
+    ended = sum(step.ended for step in run.steps.values())
+    told = ", ".join(f"{counts[status]:,} {status}" for status in reversed(_INTEREST) if counts[status])
+    return f"{ended:,} of {len(run.steps):,} steps  {_seconds(run.duration_s())}  {told}"
+
+
+def ending(run: Run) -> str:
+    """Return how the run ended and why, in one line."""
+    why = f": {run.error.type}: {run.error.message}" if run.error else ""
+    return f"run {run.id} {run.status} after {_seconds(run.duration_s()) or '0 ms'}{why}"
+
+
+def _progress(run: Run) -> RenderableType:
+    ended = sum(step.ended for step in run.steps.values())
+    style = {"succeeded": "green", "failed": "red", "timed_out": "red", "cancelled": "yellow"}.get(run.status, "cyan")
+    grid = Table.grid(padding=(0, 2))
+    bar = ProgressBar(
+        total=max(len(run.steps), 1), completed=ended, width=32, complete_style=style, finished_style=style
+    )
+    grid.add_row(bar, Text(run.status, style=style), Text(summary(run), style="dim"))
+    return grid
+
+
+def _unmet(run: Run, needs: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in needs if name in run.steps and not run.steps[name].ended)
+
+
+def _remark(step: Step, unmet: Sequence[str]) -> str:
+    if step.error is not None:
+        return f"{step.error.type}: {step.error.message}".replace("\n", " ")
+    if step.waiting_on:
+        return step.waiting_on
+    if step.status == "pending" and unmet:
+        return f"waits for {', '.join(unmet[:4])}{' …' if len(unmet) > 4 else ''}"
+    return "cached" if step.cached else ""
+
+
+def _seconds(duration_s: float | None) -> str:
+    if duration_s is None:
+        return ""
+    if duration_s < 1:
+        return f"{duration_s * 1000:.0f} ms"
+    if duration_s < 60:
+        return f"{duration_s:.1f} s"
+    return f"{int(duration_s // 60)} min {int(duration_s % 60)} s"

@@ -163,16 +163,17 @@ class LocalStack:
         """Wait until every service answers /readyz; raise StackFailedError with the last words of one that does not."""
         timeout_s = timeout_s or self._ready_timeout_s
         waiting = {name: asyncio.create_task(s.until_ready()) for name, s in self._running.items()}
+        everybody = asyncio.create_task(asyncio.wait(waiting.values()))
         failed = asyncio.create_task(self.failed())
         try:
             async with asyncio.timeout(timeout_s):
-                await _first(asyncio.gather(*waiting.values()), failed)
+                await _first(everybody, failed)
         except TimeoutError:
             late = [name for name, task in waiting.items() if not task.done() or task.cancelled()]
             words = "\n".join(f"{name}:\n{self._running[name].last_words()}" for name in late)
             raise StackFailedError(f"not ready after {timeout_s:g} s: {', '.join(late)}\n{words}") from None
         finally:
-            await _cancel(failed, *waiting.values())
+            await _cancel(failed, everybody, *waiting.values())
 
     async def failed(self) -> None:
         """Wait until the stack cannot go on, and raise its StackFailedError."""

@@ -29,7 +29,7 @@ if (orders / f"{role}-has-a-child").exists():
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "anabranch-fake-grandchild"])
 class Ready(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if self.path == "/readyz" else 404)
+        self.send_response(503 if (orders / f"{role}-is-never-ready").exists() else 200)
         self.end_headers()
     def log_message(self, *_):
         pass
@@ -120,6 +120,33 @@ async def test_asked_to_stop_it_stops_in_order_and_leaves_no_process(
         assert await process.wait() == 0
 
     assert leftovers(orders) == []
+
+
+async def test_asked_to_stop_while_it_starts_it_stops_and_leaves_no_process(orders: Path, tmp_path: Path) -> None:
+    (orders / "worker-is-never-ready").touch()
+    async with a_stack_process(tmp_path, orders, "servers") as process:
+        await line(process, "worker listens")
+        process.send_signal(signal.SIGINT)
+
+        assert await process.wait() == 0
+
+    assert leftovers(orders) == []
+
+
+async def test_a_service_that_never_gets_ready_is_named(orders: Path, tmp_path: Path) -> None:
+    deaf = Service("deaf", (sys.executable, "-c", "print('here', flush=True); import time; time.sleep(600)"))
+    stack = LocalStack(
+        tmp_path,
+        services=[*fakes(orders), deaf],
+        bootstrap="127.0.0.1:1",
+        redis_url="redis://127.0.0.1:1/0",
+        ready_timeout_s=2.0,
+    )
+
+    with pytest.raises(StackFailedError, match=r"(?s)not ready after 2 s: deaf\n.*here"):
+        await stack.start()
+
+    assert descendants() == []
 
 
 async def test_asked_twice_it_kills_what_hangs(orders: Path, tmp_path: Path) -> None:

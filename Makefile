@@ -1,0 +1,58 @@
+# Python 3.11 or newer, make and git are all that is needed; everything else lands in .venv and in the user's cache.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+# What is installed is named by the content of what says so: a second call costs nothing, a changed lock installs again.
+INSTALLED := .venv/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr -dc '0-9')
+STARTED_AT := $(shell date +%s)
+PYTEST_ARGS ?=
+UP_ARGS ?=
+
+.PHONY: help
+help: ## Show what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || true
+
+.PHONY: install
+install: $(INSTALLED) ## Create .venv and fetch what the local stack needs
+
+.PHONY: demo
+demo: $(INSTALLED) ## Start the stack, run the examples on real data, stop everything
+	@ready_at=$$(date +%s); status=0; \
+	$(BIN)/python examples/demo.py || status=$$?; \
+	echo "make demo: downloads and installation $$((ready_at - $(STARTED_AT))) s, run $$(($$(date +%s) - ready_at)) s"; \
+	exit $$status
+
+.PHONY: up
+up: $(INSTALLED) ## Run the stack until Ctrl-C (UP_ARGS="--fresh --orchestrators 2 --workers 2")
+	@exec $(BIN)/python -m anabranch.deploy.local $(UP_ARGS)
+
+.PHONY: test
+test: $(INSTALLED) ## Run the tests, on a Kafka that they start themselves
+	@$(BIN)/pytest --ignore=tests/chaos --ignore=tests/performance $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: $(INSTALLED) ## Run the long kill tests
+	@$(BIN)/pytest tests/chaos $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(INSTALLED) ## Measure throughput and latency against the floor
+	@$(BIN)/python -m tests.performance.bench
+
+.PHONY: check
+check: $(INSTALLED) ## Lint, format, types, import contracts, coverage of the core
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@if [ -f tests/coverage_core.py ]; then $(BIN)/python -m tests.coverage_core; fi
+
+.PHONY: clean
+clean: ## Remove the environment, the stack's data and the tools' caches
+	@rm -rf .venv .anabranch dist build htmlcov .coverage*
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED):
+	@deploy/local/install.sh $@

@@ -1,0 +1,86 @@
+"""One attempt in a worker's hand: from its command until its answer is acknowledged."""
+
+import asyncio
+from enum import Enum, auto
+
+from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.offsets import PartitionInHand
+from anabranch.services.steps.ports import CommandRecord
+from anabranch.shared.contracts.messages import RunStep
+
+
+class Ending(Enum):
+    """Why a worker ends an attempt before its handler does."""
+
+    TIMED_OUT = auto()  # by its own limit
+    CANCELLED = auto()  # the control topic said so
+    LAPSED = auto()  # its lease could not be renewed: somebody else may have it
+    HANDED_BACK = auto()  # the worker stops, or the partition goes before the handler was started
+
+
+class Attempt:
+    """What is known of it, which offsets wait for its answer, and how to end it."""
+
+    __slots__ = (
+        "_offsets", "_task", "began", "command", "context", "ending", "id",
+        "is_alone", "is_over", "is_released", "lease_until", "partition", "record", "started_at", "timer",
+    )  # fmt: skip
+
+    def __init__(self, attempt_id: str, command: RunStep, record: CommandRecord, partition: PartitionInHand) -> None:
+        self.id = attempt_id
+        self.command = command
+        self.record = record
+        self.partition = partition
+        self.context: StepContext | None = None
+        self.began = False
+        self.started_at: float | None = None  # when the handler was called, on the loop's clock
+        self.lease_until: float | None = None  # None: not leased
+        self.ending: Ending | None = None
+        self.is_alone = False  # under suspicion of taking its worker down
+        self.is_over = False  # its handler has ended, or was never started
+        self.is_released = False
+        self.timer: asyncio.TimerHandle | None = None
+        self._offsets = [(partition, record.offset)]
+        self._task: asyncio.Task[None] | None = None
+
+    def runs_as(self, task: "asyncio.Task[None]") -> None:
+        """Name the task that runs it."""
+        self._task = task
+
+    def also_of(self, partition: PartitionInHand, offset: int) -> None:
+        """Release the offset of a repeat with the original's."""
+        if self.is_released:
+            partition.release(offset)
+        else:
+            self._offsets.append((partition, offset))
+
+    def is_of(self, partitions: set[PartitionInHand]) -> bool:
+        """Whether an offset of one of these partitions waits for its answer."""
+        return any(partition in partitions for partition, _ in self._offsets)
+
+    def release(self) -> None:
+        """Let its offsets be committed: its answer or its lease is acknowledged."""
+        if not self.is_released:
+            self.is_released = True
+            for partition, offset in self._offsets:
+                partition.release(offset)
+            self._offsets.clear()
+
+    def end(self, ending: Ending) -> None:
+        """Cancel its task, once, and say why."""
+        if self.ending is not None or self._task is None or self._task.done():
+            return
+        self.ending = ending
+        if self.began:  # a task that is cancelled before its first step would never run, nor answer
+            self._task.cancel()
+
+    def is_killed(self) -> bool:
+        """Whether its task was cancelled by another than `end`: the worker itself is going down."""
+        assert self._task is not None
+        return self._task.cancelling() > (self.ending is not None)
+
+    def stop_timer(self) -> None:
+        """Forget its time limit, it is over."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None

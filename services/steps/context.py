@@ -1,0 +1,69 @@
+"""What a handler is told of the attempt it runs, and how it reports back."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from pydantic_core import to_json, to_jsonable_python
+from structlog.typing import FilteringBoundLogger
+
+from anabranch.shared.contracts.ids import idempotency_key
+
+MAX_PROGRESS_BYTES: Final = 4 * 1024  # one record renews up to 200 leases: their progress must fit into it
+
+
+class StepContext:
+    """One attempt, as its handler sees it.
+
+    `run_id`, `step`, `attempt`, `tenant` name it; `deadline` is when it times out, on the event loop's clock;
+    `resource` is what the step type's lifespan opened.
+    """
+
+    __slots__ = ("_clock", "_log", "attempt", "deadline", "progress", "resource", "run_id", "step", "tenant")
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        step: str,
+        attempt: int,
+        tenant: str,
+        deadline: float,
+        clock: Callable[[], float],
+        log: FilteringBoundLogger,
+        resource: Any = None,
+    ) -> None:
+        self.run_id = run_id
+        self.step = step
+        self.attempt = attempt
+        self.tenant = tenant
+        self.deadline = deadline
+        self.resource = resource
+        self.progress: Any = None
+        self._clock = clock
+        self._log = log
+
+    @property
+    def idempotency_key(self) -> str:
+        """The key to hand on to other systems: the same for every attempt of this step."""
+        return idempotency_key(self.run_id, self.step)
+
+    @property
+    def log(self) -> FilteringBoundLogger:
+        """A logger whose lines name the run, the step and the attempt."""
+        bound: FilteringBoundLogger = self._log.bind(run_id=self.run_id, step=self.step, attempt=self.attempt)
+        return bound
+
+    def remaining_s(self) -> float:
+        """Return the seconds left until the attempt times out, never below 0."""
+        return max(0.0, self.deadline - self._clock())
+
+    def heartbeat(self, progress: Any = None) -> None:
+        """Say how far the work is: any JSON of at most 4 KiB. It travels with the next renewal of the lease.
+
+        Costs nothing before an attempt is leased, and needs not be called to keep the lease. May be called from a
+        thread. Raises `ValueError` when the progress is too large or is not JSON.
+        """
+        size = len(to_json(progress))
+        if size > MAX_PROGRESS_BYTES:
+            raise ValueError(f"progress of {self.step} is {size} bytes as JSON, at most {MAX_PROGRESS_BYTES} travel")
+        self.progress = to_jsonable_python(progress)

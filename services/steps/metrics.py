@@ -1,0 +1,78 @@
+"""The facts a worker counts: one method each, declared in one place."""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from anabranch.shared.runtime.metrics import ServiceMetrics
+
+_SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)
+
+
+class Facts:
+    """What a worker tells of its work. This one listens to nothing; `WorkerMetrics` counts."""
+
+    def answered(self, kind: str, duration_s: float) -> None:
+        """Take note of an answer that was appended."""
+
+    def repeat_dropped(self, why: str) -> None:
+        """Take note of a repeated command that was not run."""
+
+    def stale_dropped(self) -> None:
+        """Take note of a record of an older assignment."""
+
+    def leased(self) -> None:
+        """Take note of an attempt that outlasted the grace."""
+
+    def lapsed(self) -> None:
+        """Take note of a lease that could not be renewed in time."""
+
+    def dead_lettered(self) -> None:
+        """Take note of a command that could not be handled."""
+
+    def in_hand(self, count: int) -> None:
+        """Take note of how many handlers are busy."""
+
+
+class WorkerMetrics(Facts):
+    """The worker's metrics, `anabranch_steps_…`, of one step type."""
+
+    def __init__(self, uses: str, registry: CollectorRegistry) -> None:
+        metrics = ServiceMetrics("steps", registry)
+        self._uses = uses
+        self._answers = metrics.counter("answers", "Answers appended, by what they say.", ["uses", "kind"])
+        self._seconds = metrics.histogram(
+            "handler_seconds", "How long handlers ran.", ["uses"], buckets=_SECONDS
+        ).labels(uses)
+        self._repeats = metrics.counter("repeats", "Repeated commands that were not run.", ["uses", "why"])
+        self._stale = metrics.counter("stale_records", "Records of an older assignment.", ["uses"]).labels(uses)
+        self._leased = metrics.counter("leases", "Attempts that outlasted the grace.", ["uses"]).labels(uses)
+        self._lapsed = metrics.counter("leases_lapsed", "Leases that could not be renewed.", ["uses"]).labels(uses)
+        self._letters = metrics.counter("dead_letters", "Commands that could not be handled.", ["uses"]).labels(uses)
+        self._busy = metrics.gauge("busy", "Handlers that are running.", ["uses"]).labels(uses)
+        self._by_kind = {
+            kind: self._answers.labels(uses, kind) for kind in ("AttemptSucceeded", "AttemptFailed", "AttemptCancelled")
+        }
+        self._by_why = {why: self._repeats.labels(uses, why) for why in ("in_hand", "lately", "result", "lease")}
+
+    def answered(self, kind: str, duration_s: float) -> None:
+        self._by_kind[kind].inc()
+        self._seconds.observe(duration_s)
+
+    def repeat_dropped(self, why: str) -> None:
+        self._by_why[why].inc()
+
+    def stale_dropped(self) -> None:
+        self._stale.inc()
+
+    def leased(self) -> None:
+        self._leased.inc()
+
+    def lapsed(self) -> None:
+        self._lapsed.inc()
+
+    def dead_lettered(self) -> None:
+        self._letters.inc()
+
+    def in_hand(self, count: int) -> None:
+        self._busy.set(count)

@@ -1,0 +1,118 @@
+"""The worker's way to its memory: writes and reads that fall together share a round trip; an outage costs one line."""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+from structlog.typing import FilteringBoundLogger
+
+from anabranch.services.steps.ports import Asked, Memory, MemoryUnavailable, Note, Remembered
+from anabranch.services.steps.settings import WorkerSettings
+
+T = TypeVar("T")
+_UNKNOWN = Remembered()
+
+
+class Notes:
+    """Notes waiting to be written, and a circuit that leaves an unavailable memory alone for a while.
+
+    Nothing here raises and nothing waits for longer than `memory_timeout_s`: without its memory a worker runs a
+    repeated command again, as documented (at least once).
+    """
+
+    def __init__(self, memory: Memory, settings: WorkerSettings, log: FilteringBoundLogger) -> None:
+        self._memory = memory
+        self._settings = settings
+        self._log = log
+        self._waiting: dict[str, Note] = {}  # by attempt: the result of a short step replaces its lease
+        self._noted = asyncio.Event()
+        self._asked: list[tuple[Asked, asyncio.Future[Remembered]]] = []
+        self._asks = asyncio.Event()
+        self._closed_until = 0.0
+        self._writing = asyncio.Lock()  # who flushes waits for a flush under way too
+        self.is_available = True
+
+    def note(self, note: Note) -> None:
+        """Have a note written with the next flush."""
+        self._waiting.pop(note.attempt_id, None)
+        self._waiting[note.attempt_id] = note
+        if len(self._waiting) > self._settings.memory_notes:
+            del self._waiting[next(iter(self._waiting))]
+        self._noted.set()
+
+    async def keep_writing(self) -> None:
+        """Write what is noted, a little later, for ever."""
+        while True:
+            await self._noted.wait()
+            await asyncio.sleep(self._settings.memory_flush_s)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Return when what is noted now is written; what cannot be written is dropped."""
+        async with self._writing:
+            self._noted.clear()
+            notes, self._waiting = list(self._waiting.values()), {}
+            if notes:
+                await self._try(self._memory.remember(notes))
+
+    async def recall(self, asked: Asked) -> Remembered:
+        """Return what is known of an attempt; nothing, if the memory is unavailable."""
+        pending = self._waiting.get(asked.attempt_id)
+        if pending is not None and pending.result is not None:
+            return Remembered(result=pending.result)
+        answer: asyncio.Future[Remembered] = asyncio.get_running_loop().create_future()
+        self._asked.append((asked, answer))
+        self._asks.set()
+        return await answer
+
+    async def keep_reading(self) -> None:
+        """Answer what is asked: all that was asked during one round trip shares the next, for ever."""
+        while True:
+            await self._asks.wait()
+            self._asks.clear()
+            asked, self._asked = self._asked, []
+            known = await self._try(self._memory.recall([ask for ask, _ in asked]))
+            self._answer(asked, known)
+
+    async def count_take(self, asked: Asked) -> int:
+        """Return how often the attempt was taken up again, this time included; 0 if the memory is unavailable."""
+        counts = await self._try(self._memory.count_takes([asked]))
+        return counts[0] if counts else 0
+
+    def _answer(
+        self, asked: Sequence[tuple[Asked, asyncio.Future[Remembered]]], known: Sequence[Remembered] | None
+    ) -> None:
+        for position, (_, answer) in enumerate(asked):
+            if not answer.done():
+                answer.set_result(known[position] if known else _UNKNOWN)
+
+    async def _try(self, call: Awaitable[T]) -> T | None:
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._closed_until:
+            _discard(call)
+            return None
+        try:
+            async with asyncio.timeout(self._settings.memory_timeout_s):
+                answer = await call
+        except (MemoryUnavailable, TimeoutError) as error:
+            self._closed_until = loop.time() + self._settings.memory_retry_s
+            self._became(available=False, error=error)
+            return None
+        self._became(available=True)
+        return answer
+
+    def _became(self, *, available: bool, error: BaseException | None = None) -> None:
+        if available and not self.is_available:
+            self._log.info("memory is back: repeated commands are recognised across crashes again")
+        elif not available and self.is_available:
+            self._log.warning(
+                "memory is unavailable: a command repeated across a crash or a rebalance runs again",
+                error=str(error) or type(error).__name__,
+            )
+        self.is_available = available
+
+
+def _discard(call: Awaitable[object]) -> None:
+    close = getattr(call, "close", None)
+    if close is not None:
+        close()  # a coroutine that is never awaited would warn

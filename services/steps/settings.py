@@ -1,0 +1,31 @@
+"""The numbers of a worker, each with the reason for its value."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How one worker works. Times are seconds unless the name says otherwise."""
+
+    concurrency: int = 64  # handlers at once; a type says more or less, a setting overrides both
+    max_unanswered: int = 5_000  # commands whose answer is not yet acknowledged: beyond it nothing more is taken
+    grace_s: float = 1.0  # a handler busy for longer is leased: most steps are shorter and pay nothing
+    lease_s: float = 30.0  # longer than a broker's restart, shorter than an operator's patience
+    commit_s: float = 0.2  # offsets are committed in the background; what is not, is recalled from memory
+    poll_s: float = 1.0  # far below max.poll.interval, seldom enough to cost nothing when idle
+    pause_after_s: float = 0.1  # full for as long: pause. A shorter stall would only throw fetched records away
+    stop_timeout_s: float = 17.0  # below the service's (20 s), which is below the pod's grace period
+    give_back_s: float = 3.0  # the end of it: cancel what is left, give its leases back, see that acknowledged
+    revoke_timeout_s: float = 8.0  # below the rebalance timeout: overrun it and the group goes on without us
+    lately_count: int = 100_000  # attempts; at about 200 bytes each
+    lately_s: float = 600.0
+    cancellations_count: int = 100_000
+    cancellations_s: float = 3600.0  # retention of the control topic
+    clock_margin_ms: int = 5_000  # how far this host's clock and the broker's may be apart
+    memory_flush_s: float = 0.03  # writes of as long share one round trip
+    memory_timeout_s: float = 1.0  # a memory that is slower is as good as none
+    memory_retry_s: float = 5.0  # how long an unavailable memory is left alone
+    memory_notes: int = 20_000  # notes waiting to be written; beyond it the eldest are dropped
+    memory_result_bytes: int = 64 * 1024  # larger results are remembered as acknowledged, not byte for byte
+    max_takes: int = 5  # a command taken up again as often without a result takes its worker down
+    suspect_takes: int = 2  # from here on it is tried alone, so that the blame falls on the right one

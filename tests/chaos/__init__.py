@@ -1,0 +1,1 @@
+"""Kill tests: processes are killed and paused under load, and every accepted run must end right."""

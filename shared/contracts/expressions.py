@@ -367,6 +367,6 @@ def _bool_program(source: str, environment: Environment) -> Program:
         raise InvalidExpressionError("a condition is one expression, alone in its `${{ }}`")
     text = parts[0][0] if parts and parts[0][1] is not None else source
     program = compile_expression(text, environment)
-    if program.returns not in ("BOOL", "DYN", "dyn"):
+    if not program.may_be_bool:
         raise InvalidExpressionError(f"a condition is true or false, this gives {program.returns.lower()}")
     return program

@@ -146,6 +146,11 @@ class Program:
             raise ExpressionError(self._explain(str(error), context)) from error
         return _to_json(plain)
 
+    @property
+    def may_be_bool(self) -> bool:
+        """Whether the static type is bool, or not known before it runs."""
+        return self.returns in ("BOOL", "DYN", "dyn")
+
     @cached_property
     def _sorted_paths(self) -> tuple[Path, ...]:
         return tuple(sorted(self.paths))

@@ -7,7 +7,7 @@ JSON is RFC 8259 without duplicate keys. YAML is 1.2 with the core schema (yaml.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -46,15 +46,29 @@ class SourceError(AnabranchError):
 
 @dataclass(frozen=True)
 class Source:
-    """A client's body as a JSON value. Positions are found when they are asked for: only errors need them."""
+    """A client's body, or a part of it, as a JSON value. Positions are found when asked for: only errors need them.
+
+    `base` is where `value` stands in the body; pointers passed in are those of the body.
+    """
 
     value: Any
     text: str = field(repr=False, default="")
     is_yaml: bool = False
+    base: str = ""
+    _whole: "Source | None" = field(repr=False, default=None)
+
+    def part(self, *path: str | int) -> "Source":
+        """Return the part of the body at the path, which must be there."""
+        value = self.value
+        for key in path:
+            value = value[key]
+        return Source(value, self.text, self.is_yaml, self.base + pointer_to(*path), self._whole or self)
 
     @cached_property
-    def positions(self) -> dict[str, Position]:
-        """Line and column of every value, by JSON Pointer."""
+    def positions(self) -> Mapping[str, Position]:
+        """Line and column of every value of the body, by JSON Pointer."""
+        if self._whole is not None:
+            return self._whole.positions
         if not self.text:
             return {}
         if not self.is_yaml:
@@ -70,6 +84,20 @@ class Source:
                 return None
             pointer = pointer.rpartition("/")[0]
         return self.positions[pointer]
+
+    def position_in(self, pointer: str, text: str, offset: int) -> Position | None:
+        """Return where a character of a string stands: exactly, if its line reads like the string up to there."""
+        place = self.position(pointer)
+        if place is None:
+            return None
+        line = self._lines[place[0] - 1]
+        start = place[1] - 1
+        start += line[start : start + 1] in ("'", '"')
+        return (place[0], start + offset + 1) if line.startswith(text[:offset], start) else place
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return self._whole._lines if self._whole is not None else self.text.split("\n")
 
 
 def pointer_to(*parts: str | int) -> str:

@@ -1,0 +1,531 @@
+"""A definition is accepted as a whole or refused with everything that is wrong with it, each with its place.
+
+The checks read the raw value, not the model, so that a slip in one step does not hide those in the others.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+
+from anabranch.shared.contracts import needs as graph
+from anabranch.shared.contracts import spec as models
+from anabranch.shared.contracts.errors import AnabranchError
+from anabranch.shared.contracts.expressions import canonical_json, split_text
+from anabranch.shared.contracts.limits import MAX_EXPRESSION_CHARS, MAX_INPUTS_BYTES
+from anabranch.shared.contracts.programs import (
+    CONDITION,
+    PIPELINE,
+    RETRY,
+    Environment,
+    InvalidExpressionError,
+    Program,
+    compile_expression,
+    dashed_step,
+    suggestion,
+)
+from anabranch.shared.contracts.schemas import Schema, SchemaError, Violation, compile_schema
+from anabranch.shared.contracts.source import Position, Source, pointer_to
+from anabranch.shared.contracts.spec import PipelineSpec, parse_spec
+
+InputSchema = dict[str, Any]  # the JSON Schema of a step type's `with`
+
+BUILT_IN: Final[Mapping[str, InputSchema]] = {
+    "transform": {
+        "type": "object",
+        "required": ["value"],
+        "properties": {"value": True},
+        "additionalProperties": False,
+    }
+}
+NOT_YET_TYPES: Final = frozenset(("approval", "wait", "pipeline"))
+NOT_YET_PIPELINE: Final = ("max_parallel", "finally", "concurrency")
+NOT_YET_STEP: Final = (
+    "total_timeout",
+    "queue_timeout",
+    "for_each",
+    "max_parallel",
+    "cache",
+    "compensate",
+    "concurrency",
+)
+
+_MAX_PROBLEMS: Final = 1_000  # nobody reads more, and an answer has a size
+_MAX_COMPARISONS: Final = 100_000  # of names, for suggestions: about half a second
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where (JSON Pointer; line and column from 1), and what to do."""
+
+    pointer: str
+    message: str
+    line: int | None = None
+    column: int | None = None
+
+
+class _InvalidError(AnabranchError):
+    def __init__(self, errors: list[Problem]) -> None:
+        first = f"{errors[0].pointer}: {errors[0].message}"
+        super().__init__(first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)")
+        self.errors = errors
+
+
+class InvalidPipeline(_InvalidError):
+    """A definition that is refused, with everything that is wrong with it."""
+
+
+class InvalidInputs(_InvalidError):
+    """Inputs that do not fit a pipeline, with everything that is wrong with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidPipeline:
+    """A definition that may run: its model, its one JSON text, and that text's SHA-256 in hex."""
+
+    spec: PipelineSpec
+    canonical: str
+    content_hash: str
+
+
+def validate_pipeline(source: Source, *, step_types: Mapping[str, InputSchema] | None = None) -> ValidPipeline:
+    """Return the definition that a source holds. `step_types` is the `with` schema by type; None checks no types.
+
+    Raises `InvalidPipeline`.
+    """
+    report = _Report(source)
+    spec, canonical = _check_shape(source.value, report)
+    if isinstance(source.value, dict):
+        _Checker(_Draft(source.value), report, step_types).run()
+    if report.problems or spec is None:
+        raise InvalidPipeline(report.sorted())
+    return ValidPipeline(spec, canonical, hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def validate_inputs(spec: PipelineSpec, inputs: Any, *, source: Source | None = None) -> dict[str, Any]:
+    """Return the inputs with defaults filled in, in the order of the definition.
+
+    Raises `InvalidInputs`, with pointers below `/inputs`; `source` is the body that has them, for line and column.
+    """
+    report = _Report(Source(None) if source is None else source)
+    given = {} if inputs is None else inputs
+    if not isinstance(given, dict):
+        report.add("/inputs", "inputs are a map of name to value")
+        raise InvalidInputs(report.sorted())
+    for name in given.keys() - spec.inputs.keys():
+        near = report.suggest(name, spec.inputs)
+        report.add("/inputs" + pointer_to(name), f"the pipeline has no input {name[:80]!r}{near}")
+    resolved = {
+        name: value for name, schema in spec.inputs.items() for value in _input_value(name, schema, given, report)
+    }
+    if len(canonical_json(resolved)) > MAX_INPUTS_BYTES:
+        report.add("/inputs", f"the inputs weigh more than {MAX_INPUTS_BYTES} bytes")
+    if report.problems:
+        raise InvalidInputs(report.sorted())
+    return resolved
+
+
+def _input_value(name: str, schema: dict[str, Any], given: dict[str, Any], report: "_Report") -> Iterator[Any]:
+    if name in given:
+        for violation in compile_schema(schema).violations(given[name]):
+            report.add(pointer_to("inputs", name, *violation.path), violation.message)
+        yield given[name]
+    elif "default" in schema:
+        yield schema["default"]
+    else:
+        report.add("/inputs", f"the input {name!r} is missing and has no default")
+
+
+# ---- Collecting ----------------------------------------------------------------------------------------------------
+
+
+class _Report:
+    """The problems found so far."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._comparisons = 0
+        self.problems: dict[tuple[str, str], Position | None] = {}
+
+    def add(self, pointer: str, message: str, text: str | None = None, offset: int = 0) -> None:
+        """Note a problem; `text` and `offset` name a character in the string at the pointer."""
+        key = (self._source.base + pointer, message)
+        if len(self.problems) >= _MAX_PROBLEMS or key in self.problems:
+            return
+        if text is None:
+            self.problems[key] = self._source.position(key[0])
+        else:
+            self.problems[key] = self._source.position_in(key[0], text, offset)
+
+    def suggest(self, name: str, known: Collection[str]) -> str:
+        """Return `; did you mean 'x'?` or nothing. Gives up after so many comparisons in all."""
+        self._comparisons += len(known)
+        if self._comparisons > _MAX_COMPARISONS:
+            return ""
+        return suggestion(name[:100], list(known))
+
+    def sorted(self) -> list[Problem]:
+        """Return the problems in the order of the text."""
+        found = [
+            Problem(pointer, message, *(place or (None, None))) for (pointer, message), place in self.problems.items()
+        ]
+        if len(found) >= _MAX_PROBLEMS:
+            found.append(Problem(self._source.base, f"only the first {_MAX_PROBLEMS} problems are listed"))
+        return sorted(found, key=lambda p: (p.line or 0, p.column or 0, p.pointer, p.message))
+
+
+# ---- The shape -----------------------------------------------------------------------------------------------------
+
+_MODELS: Final[Mapping[str, type[BaseModel]]] = {
+    "retry": models.RetrySpec,
+    "cache": models.CacheSpec,
+    "compensate": models.CompensateSpec,
+    "concurrency": models.ConcurrencySpec,
+    "defaults": models.DefaultsSpec,
+}
+_WORDS: Final = {
+    "string_pattern_mismatch": "does not match {pattern}",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a map",
+    "model_type": "must be a map",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "too_long": "has {actual_length} entries, at most {max_length} may be",
+    "too_short": "needs at least {min_length} entry",
+    "enum": "must be {expected}",
+}
+
+
+def _check_shape(value: Any, report: _Report) -> tuple[PipelineSpec | None, str]:
+    canonical = canonical_json(value)
+    try:
+        return parse_spec(canonical), canonical
+    except ValidationError as error:
+        for one in error.errors(include_url=False, include_input=False):
+            _add_shape_problem(one["loc"], one["type"], one["msg"], one.get("ctx", {}), report)
+    return None, canonical
+
+
+def _add_shape_problem(loc: tuple[str | int, ...], kind: str, said: str, ctx: dict[str, Any], report: _Report) -> None:
+    if loc and loc[-1] == "[key]":
+        loc = loc[:-1]
+    elif kind == "missing":
+        report.add(pointer_to(*loc[:-1]), f"{str(loc[-1])!r} is missing")
+        return
+    elif kind == "extra_forbidden":
+        near = report.suggest(str(loc[-1]), _keys_at(loc[:-1]))
+        report.add(pointer_to(*loc), f"unknown key {str(loc[-1])[:80]!r}{near}")
+        return
+    words = _WORDS.get(kind)
+    message = words.format(**ctx) if words else said
+    report.add(pointer_to(*loc), f"{str(loc[-1])[:80]!r} {message}" if loc and words else message)
+
+
+def _keys_at(loc: tuple[str | int, ...]) -> list[str]:
+    if not loc:
+        model: type[BaseModel] = PipelineSpec
+    elif len(loc) == 2 and loc[0] in ("steps", "finally"):
+        model = models.StepSpec
+    else:
+        model = _MODELS.get(str(loc[-1]), models.StepSpec)
+    return [one.alias or name for name, one in model.model_fields.items()]
+
+
+# ---- What the shape does not say -----------------------------------------------------------------------------------
+
+
+class _Draft:
+    """A raw definition, read leniently: whatever has a wrong shape is left out here, as it is reported already."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self.steps: dict[str, dict[str, Any]] = {
+            step: body for step, body in _dict(value.get("steps")).items() if isinstance(body, dict)
+        }
+        self.inputs = _dict(value.get("inputs"))
+        self.outputs = _dict(value.get("outputs"))
+        self.declared = _dict(value.get("steps")).keys()
+
+    @cached_property
+    def needs(self) -> dict[str, list[str]]:
+        """The known steps that each step needs."""
+        return {step: [need for need in _needs(body) if need in self.steps] for step, body in self.steps.items()}
+
+    @cached_property
+    def ancestors(self) -> graph.Ancestors:
+        """Made only when a step reads another that it does not need directly."""
+        return graph.Ancestors(self.needs)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _needs(body: dict[str, Any]) -> list[str]:
+    needs = body.get("needs")
+    return [need for need in needs if isinstance(need, str)] if isinstance(needs, list) else []
+
+
+class _Checker:
+    """Runs every check; each adds to the report."""
+
+    def __init__(self, draft: _Draft, report: _Report, step_types: Mapping[str, InputSchema] | None) -> None:
+        self._draft = draft
+        self._report = report
+        self._types = None if step_types is None else {**step_types, **BUILT_IN}
+        self._schemas: dict[str, Schema] = {}
+
+    def run(self) -> None:
+        self._not_yet(self._draft.value, NOT_YET_PIPELINE, "")
+        self._inputs()
+        for step, body in self._draft.steps.items():
+            pointer = pointer_to("steps", step)
+            self._not_yet(body, NOT_YET_STEP, pointer)
+            self._needs(body, pointer)
+            self._uses(body, pointer)
+            self._step_expressions(step, body, pointer)
+            self._literal_with(body, pointer)
+        self._retry_if(_dict(_dict(self._draft.value.get("defaults")).get("retry")), "/defaults/retry")
+        for program, place in self._programs(self._draft.outputs, "/outputs"):
+            self._references(program, None, place)
+        self._cycles()
+
+    def _not_yet(self, body: dict[str, Any], keys: Iterable[str], pointer: str) -> None:
+        for key in keys:
+            if key in body:
+                self._report.add(pointer + pointer_to(key), f"{key!r} is not supported yet")
+
+    # -- inputs
+
+    def _inputs(self) -> None:
+        for name, schema in self._draft.inputs.items():
+            if isinstance(schema, dict):
+                self._input(schema, pointer_to("inputs", name))
+
+    def _input(self, schema: dict[str, Any], pointer: str) -> None:
+        reference = _find_reference(schema)
+        if reference:
+            self._report.add(pointer, f"{reference!r} in the schema of an input is not supported yet")
+            return
+        try:
+            compiled = compile_schema(schema)
+        except SchemaError as error:
+            self._report.add(pointer + pointer_to(*error.path), f"not a JSON Schema: {error.message}")
+            return
+        if "default" in schema:
+            for violation in compiled.violations(schema["default"]):
+                place = pointer + pointer_to("default", *violation.path)
+                self._report.add(place, f"the default does not fit its own schema: {violation.message}")
+
+    # -- the graph
+
+    def _needs(self, body: dict[str, Any], pointer: str) -> None:
+        seen: set[str] = set()
+        needs = body.get("needs")
+        for at, need in enumerate(needs if isinstance(needs, list) else []):
+            place = pointer + pointer_to("needs", at)
+            if not isinstance(need, str):
+                continue
+            if need in seen:
+                self._report.add(place, f"{need[:80]!r} stands twice in needs")
+            elif need not in self._draft.declared:
+                self._report.add(place, f"no step {need[:80]!r}{self._near_step(need)}")
+            seen.add(need)
+
+    def _near_step(self, name: str) -> str:
+        return self._report.suggest(name, self._draft.declared)
+
+    def _cycles(self) -> None:
+        for cycle in graph.cycles(self._draft.needs):
+            shown = cycle if len(cycle) <= 12 else [*cycle[:6], "…", *cycle[-6:]]
+            self._report.add(
+                pointer_to("steps", cycle[0], "needs"), f"the steps need one another in a circle: {' → '.join(shown)}"
+            )
+
+    # -- types
+
+    def _uses(self, body: dict[str, Any], pointer: str) -> None:
+        uses = body.get("uses")
+        if not isinstance(uses, str):
+            return
+        place = pointer + "/uses"
+        if uses in NOT_YET_TYPES:
+            self._report.add(place, f"the step type {uses!r} is not supported yet")
+        elif self._types is not None and uses not in self._types:
+            near = self._report.suggest(uses, self._types)
+            self._report.add(place, f"no step type {uses[:80]!r} is known here{near}")
+
+    def _literal_with(self, body: dict[str, Any], pointer: str) -> None:
+        schema = self._schema_of(body.get("uses"))
+        value = body.get("with", {})
+        if schema is None or _is_expression(value):
+            return
+        for violation in schema.violations(value):
+            if _is_decided(violation, value):
+                self._add_violation(violation, value, pointer + "/with")
+
+    def _schema_of(self, uses: Any) -> Schema | None:
+        types = BUILT_IN if self._types is None else self._types
+        if not isinstance(uses, str) or uses not in types or uses in NOT_YET_TYPES:
+            return None
+        if uses not in self._schemas:
+            self._schemas[uses] = compile_schema(types[uses])
+        return self._schemas[uses]
+
+    def _add_violation(self, violation: Violation, value: Any, pointer: str) -> None:
+        place = pointer + pointer_to(*violation.path)
+        if not violation.unexpected:
+            self._report.add(place, violation.message)
+        for name in violation.unexpected:
+            self._report.add(place + pointer_to(name), f"unknown key {name[:80]!r}")
+
+    # -- expressions
+
+    def _step_expressions(self, step: str, body: dict[str, Any], pointer: str) -> None:
+        for program, place in self._programs(body.get("with"), pointer + "/with"):
+            self._references(program, step, place)
+        condition = body.get("if")
+        if isinstance(condition, str):
+            compiled = self._condition(condition, CONDITION, pointer + "/if")
+            if compiled is not None:
+                self._references(compiled, step, pointer + "/if")
+                self._status_calls(compiled, step, pointer + "/if")
+        self._retry_if(_dict(body.get("retry")), pointer + "/retry")
+
+    def _retry_if(self, retry: dict[str, Any], pointer: str) -> None:
+        if isinstance(retry.get("if"), str):
+            self._condition(retry["if"], RETRY, pointer + "/if")
+
+    def _condition(self, text: str, environment: Environment, pointer: str) -> Program | None:
+        parts = self._split(text, pointer) if "${{" in text else [(text, 0)]
+        if len(parts) != 1 or parts[0][1] is None:
+            if parts:
+                self._report.add(pointer, "a condition is one expression, alone in its ${{ }}")
+            return None
+        program = self._compile(parts[0][0], environment, pointer, text, parts[0][1])
+        if program is not None and not program.may_be_bool:
+            self._report.add(pointer, f"a condition is true or false, this gives {program.returns.lower()}")
+        return program
+
+    def _programs(self, value: Any, pointer: str) -> Iterator[tuple[Program, str]]:
+        for text, place in self._texts(value, pointer):
+            for part, offset in self._split(text, place):
+                program = None if offset is None else self._compile(part, PIPELINE, place, text, offset)
+                if program is not None:
+                    yield program, place
+
+    def _texts(self, value: Any, pointer: str) -> Iterator[tuple[str, str]]:
+        todo = [(value, pointer)]
+        while todo:
+            one, place = todo.pop()
+            if isinstance(one, str):
+                if "${{" in one:
+                    yield one, place
+            elif isinstance(one, list):
+                todo.extend((item, f"{place}/{at}") for at, item in enumerate(one))
+            elif isinstance(one, dict):
+                for key, item in one.items():
+                    if "${{" in key:
+                        self._report.add(place + pointer_to(key), "an expression in a key is not evaluated")
+                    todo.append((item, place + pointer_to(key)))
+
+    def _split(self, text: str, pointer: str) -> list[tuple[str, int | None]]:
+        try:
+            return split_text(text)
+        except InvalidExpressionError as error:
+            self._report.add(pointer, error.message)
+            return []
+
+    def _compile(
+        self, expression: str, environment: Environment, pointer: str, text: str, offset: int
+    ) -> Program | None:
+        try:
+            return compile_expression(expression, environment)
+        except InvalidExpressionError as error:
+            on_first_line = error.line == 1 and len(expression) <= MAX_EXPRESSION_CHARS
+            place = offset + error.column - 1 if on_first_line else offset
+            shown = f"{error.message} (in the expression at {error.line}:{error.column})"
+            self._report.add(pointer, shown, text, place)
+            return None
+
+    def _references(self, program: Program, step: str | None, pointer: str) -> None:
+        for path in sorted(program.paths):
+            if path[0] == "inputs" and len(path) > 1 and path[1] not in self._draft.inputs:
+                near = self._report.suggest(path[1], self._draft.inputs)
+                self._report.add(pointer, f"the pipeline has no input {path[1][:80]!r}{near}")
+            elif path[0] == "steps":
+                self._step_reference(path[1], program.source, step, pointer)
+
+    def _step_reference(self, read: str, expression: str, step: str | None, pointer: str) -> None:
+        if read not in self._draft.declared:
+            dashed = dashed_step(expression)
+            is_dashed = dashed in self._draft.declared and str(dashed).startswith(read)
+            near = f"; a step with a dash is steps['{dashed}']" if is_dashed else self._near_step(read)
+            self._report.add(pointer, f"no step {read[:80]!r}{near}")
+        elif step is not None and not self._is_before(read, step):
+            said = "itself" if read == step else f"{read!r}, which it does not need: add it to needs"
+            self._report.add(pointer, f"the step {step!r} reads {said}")
+
+    def _is_before(self, read: str, step: str) -> bool:
+        if read not in self._draft.steps or read in _needs(self._draft.steps[step]):
+            return True
+        return read != step and self._draft.ancestors.has(step, read)
+
+    def _status_calls(self, program: Program, step: str, pointer: str) -> None:
+        needs = _needs(self._draft.steps[step])
+        for name, of_step in sorted(program.status_calls, key=str):
+            if of_step is not None and of_step not in needs:
+                near = self._report.suggest(of_step, needs)
+                self._report.add(pointer, f"{name}({of_step[:80]!r}) asks about a step that is not in needs{near}")
+
+
+def _find_reference(schema: Any) -> str | None:
+    """Return a keyword by which a schema refers to another: a few of them can make validation exponential."""
+    todo = [schema]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            for key in ("$ref", "$dynamicRef", "$recursiveRef", "$schema"):
+                if key in one:
+                    return key
+            todo.extend(one.values())
+        elif isinstance(one, list):
+            todo.extend(one)
+    return None
+
+
+_DECIDED_BY_NAMES: Final = frozenset(("required", "additionalProperties", "propertyNames", "dependentRequired", "type"))
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, str) and "${{" in value
+
+
+def _is_decided(violation: Violation, value: Any) -> bool:
+    """Return whether no expression can still make it right: names and types of containers are known before."""
+    for part in violation.path:
+        value = value[part]
+    if _is_expression(value):
+        return False
+    return violation.keyword in _DECIDED_BY_NAMES or not _has_expression(value)
+
+
+def _has_expression(value: Any) -> bool:
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if _is_expression(one):
+            return True
+        if isinstance(one, dict):
+            todo.extend(one.values())
+        elif isinstance(one, list):
+            todo.extend(one)
+    return False

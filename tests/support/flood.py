@@ -158,7 +158,9 @@ class Flood:
         body = {"definition": self._definition, "inputs": {"n": n}}
         while True:
             try:
-                async with self._session.post(self._url, json=body, headers={"Idempotency-Key": f"flood-{n}"}) as answer:
+                async with self._session.post(
+                    self._url, json=body, headers={"Idempotency-Key": f"flood-{n}"}
+                ) as answer:
                     if answer.status in _RETRY_STATUS:
                         await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
                         continue

@@ -131,7 +131,7 @@ async def validate(url: str, file: PipelineFile) -> int:
     except GatewayUnreachableError:
         faults = validate_offline(file)
         judge = f"no gateway answers at {url}: step types and what they take were not checked"
-    for fault in file.located(faults):
+    for fault in faults:
         click.echo(file.described(fault))
     count = (
         f"{len(faults)} problem{'s' if len(faults) != 1 else ''}" if faults else f"valid, {len(file.step_names)} steps"

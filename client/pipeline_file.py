@@ -44,7 +44,7 @@ class PipelineFile:
         return {step: tuple(map(str, _list(spec, "needs"))) for step, spec in steps.items()}
 
     def located(self, faults: Iterable[Fault]) -> list[Fault]:
-        """Return the faults in the order of the file, each with the line and column its pointer stands at."""
+        """Return what is wrong with a submission of this file: the pipeline's faults at their place in the file."""
         found = [self._locate(fault) for fault in faults]
         return sorted(found, key=lambda fault: (fault.line or 0, fault.column or 0))
 
@@ -56,11 +56,11 @@ class PipelineFile:
         return head + self._excerpt(fault)
 
     def _locate(self, fault: Fault) -> Fault:
-        pointer = fault.pointer
-        if pointer == _SUBMITTED_UNDER or pointer.startswith(f"{_SUBMITTED_UNDER}/"):
-            pointer = pointer.removeprefix(_SUBMITTED_UNDER)
-        is_ours = fault.line is not None and pointer == fault.pointer  # of the file itself, maybe within a text
-        line, column = (fault.line, fault.column) if is_ours else self.source.position(pointer) or (None, None)
+        # Lines and columns that the gateway names are those of the body that was sent, which nobody sees.
+        if not f"{fault.pointer}/".startswith(f"{_SUBMITTED_UNDER}/"):
+            return fault.model_copy(update={"line": None, "column": None})
+        pointer = fault.pointer.removeprefix(_SUBMITTED_UNDER)
+        line, column = self.source.position(pointer) or (None, None)
         return fault.model_copy(update={"pointer": pointer, "line": line, "column": column})
 
     def _excerpt(self, fault: Fault) -> str:

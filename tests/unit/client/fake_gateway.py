@@ -66,6 +66,9 @@ class FakeGateway:
         except InvalidPipeline as error:
             errors = [{"pointer": f"/definition{e.pointer}", "message": e.message, "line": 1} for e in error.errors]
             return a_problem(422, "Invalid pipeline", errors=errors)
+        if "wrong" in body["inputs"]:
+            fault = {"pointer": "/inputs/wrong", "message": "the pipeline has no input 'wrong'", "line": 1, "column": 9}
+            return a_problem(422, "Invalid inputs", errors=[fault])
         self.submissions.append(body)
         run_id = self.keys.get(key or "") or f"run-{len(self.submissions)}"
         if key:

@@ -126,6 +126,13 @@ def test_run_of_an_invalid_pipeline_shows_the_lines_of_the_file(broken: str) -> 
     assert "    5 |     needs: [tow]\n      |             ^" in result.stderr
 
 
+def test_fault_outside_the_file_names_no_line_of_it(pipeline: str) -> None:
+    with served(FakeGateway()) as url:
+        result = anabranch("run", pipeline, "-i", "wrong=1", "--url", url)
+    assert result.exit_code == 2
+    assert result.stderr == f"{pipeline}: inputs.wrong: the pipeline has no input 'wrong'\n"
+
+
 def test_submission_whose_outcome_is_unknown_names_the_run(pipeline: str) -> None:
     gateway = FakeGateway()
     gateway.next_answers = [lambda: a_problem(503, "Outcome unknown", id="run-9")]

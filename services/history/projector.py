@@ -141,7 +141,8 @@ class Projector:
             )
 
     def _age_s(self, records: Sequence[Record]) -> float:
-        return self._now_s() - min(record.timestamp for record in records) / 1000
+        oldest_ms: int = min(record.timestamp for record in records)
+        return self._now_s() - oldest_ms / 1000
 
     def _bury_rejected(self, records: Sequence[Record], rejected: dict[str, str]) -> int:
         buried = 0

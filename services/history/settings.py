@@ -15,13 +15,11 @@ class HistorySettings(Settings):
     active_snapshot_ttl_s: int = Field(
         MAX_WAIT_S + _DAY_S, ge=1, description="Seconds a snapshot stays without any event: longer than any wait."
     )
-    history_batch_records: int = Field(
-        2000, ge=1, description="Run events taken, at most, between two writes to Redis."
-    )
+    history_batch_records: int = Field(2000, ge=1, description="Run events taken between two writes, at most.")
     history_commit_s: float = Field(
         1.0,
         gt=0,
-        description="Seconds between two commits of offsets; what lies between is projected again, unchanged.",
+        description="Seconds between two commits of offsets; a restart projects as much again.",
     )
 
     @property

@@ -29,11 +29,11 @@ return before
 """
 
 
-class StoreUnavailable(AnabranchError):  # noqa: N818  it reads as the state it reports
+class StoreUnavailable(AnabranchError):
     """The store did not take the changes now; some may have been applied. Writing them again is safe."""
 
 
-class ChangeRejected(AnabranchError):  # noqa: N818
+class ChangeRejected(AnabranchError):
     """The store will never take this change; the others were applied."""
 
 

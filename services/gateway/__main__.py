@@ -1,0 +1,125 @@
+"""The gateway: `python -m anabranch.services.gateway`. The one place that wires it."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from aiohttp import web
+
+from anabranch.services.gateway.app import create_app
+from anabranch.services.gateway.intake import Intake
+from anabranch.services.gateway.metrics import GatewayMetrics
+from anabranch.services.gateway.pressure import LagWatch, Pressure
+from anabranch.services.gateway.reads import AcceptedRuns, RunReads
+from anabranch.services.gateway.settings import GatewaySettings
+from anabranch.services.gateway.step_types import StepTypeReader, StepTypes
+from anabranch.services.gateway.waiting import ChannelListener, Watches
+from anabranch.shared.contracts.topics import DEFINITIONS, STEP_TYPES
+from anabranch.shared.runtime.clients import new_admin
+from anabranch.shared.runtime.deadline import Deadline
+from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
+from anabranch.shared.runtime.redis import RedisKeys, new_redis
+from anabranch.shared.runtime.service import Service, run_service
+
+_KAFKA_WITHIN_S: Final = 60.0
+
+
+class Gateway:
+    """The parts of one gateway process."""
+
+    def __init__(self, service: Service[GatewaySettings]) -> None:
+        settings, metrics = service.settings, GatewayMetrics(service.registry)
+        self._service = service
+        self._settings = settings
+        self._redis = new_redis(settings)
+        self._outbox = Outbox(settings)
+        self._step_types = StepTypes()
+        self._pressure = Pressure(self._outbox, settings, metrics)
+        self._watches = Watches(settings.max_waiters, metrics)
+        keys, accepted = RedisKeys(settings.topic_prefix), AcceptedRuns(settings.default_tenant)
+        reads = RunReads(self._redis, keys, accepted, metrics)
+        self._listener = ChannelListener(self._redis, keys, self._watches, metrics=metrics, log=service.log)
+        self._announcements = new_consumer(settings)
+        self._type_reader = StepTypeReader(
+            self._announcements, settings.topics.step_types, self._step_types, metrics=metrics, log=service.log
+        )
+        self._offsets = new_consumer(settings)
+        self._admin = new_admin(settings)
+        self._lag = LagWatch(self._offsets, self._admin, self._pressure, settings, service.log)
+        self.app = create_app(
+            settings=settings,
+            log=service.log,
+            metrics=metrics,
+            step_types=self._step_types,
+            pressure=self._pressure,
+            intake=Intake(self._outbox, reads, accepted, settings, metrics),
+            reads=reads,
+            watches=self._watches,
+        )
+        service.ready_when("step types", lambda: self._step_types.complete or "still being read")
+        service.ready_when("inbox", lambda: self._pressure.inbox_exists or "not created by the orchestrator yet")
+
+    async def run(self) -> None:
+        """Serve until the service stops."""
+        await wait_for_kafka(self._settings, Deadline.after(_KAFKA_WITHIN_S))
+        await ensure_topics(
+            self._settings,
+            [(STEP_TYPES, self._settings.topics.step_types), (DEFINITIONS, self._settings.topics.definitions)],
+        )
+        try:
+            await self._outbox.start()
+            await self._announcements.start()
+            await self._offsets.start()
+            await self._admin.start()
+            await self._serve()
+        finally:
+            await self._close()
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+
+            def start(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+                return tasks.create_task(work, name=name)
+
+            running = [
+                start(self._type_reader.follow(), "read step types"),
+                start(self._lag.watch(), "watch the inbox's lag"),
+                start(self._listener.listen(), "listen to run channels"),
+                start(_until_failed(self._outbox), "watch the outbox"),
+            ]
+            await self._service.stopping.wait()
+            self._watches.release_all()
+            await self._service.stop_listening()
+            for task in running:
+                task.cancel()
+
+    async def _close(self) -> None:
+        await self._announcements.stop()
+        await self._offsets.stop()
+        await self._admin.close()
+        await self._redis.aclose()
+        await self._outbox.stop(self._service.deadline)
+
+
+async def _until_failed(outbox: Outbox) -> None:
+    await outbox.failed
+
+
+class _Process:
+    """Lets the application and `main`, which are asked for one after the other, share their gateway."""
+
+    def __init__(self) -> None:
+        self._gateway: Gateway | None = None
+
+    def app(self, service: Service[GatewaySettings]) -> web.Application:
+        self._gateway = Gateway(service)
+        return self._gateway.app
+
+    async def main(self, service: Service[GatewaySettings]) -> None:
+        assert self._gateway is not None, "run_service asks for the application first"
+        await self._gateway.run()
+
+
+if __name__ == "__main__":
+    process = _Process()
+    run_service("gateway", GatewaySettings(), process.main, app=process.app)

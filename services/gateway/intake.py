@@ -1,0 +1,183 @@
+"""Submissions into the inbox: a run is accepted when Kafka has acknowledged it, and not before."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final, Protocol
+
+from aiokafka.structs import RecordMetadata
+
+from anabranch.services.gateway.bounded import BoundedMemory
+from anabranch.services.gateway.metrics import GatewayMetrics
+from anabranch.services.gateway.problems import Kind, ProblemError
+from anabranch.services.gateway.reads import AcceptedRuns, KnownKey, ReadsUnavailable, RunReads
+from anabranch.services.gateway.settings import GatewaySettings
+from anabranch.services.gateway.submissions import Submission
+from anabranch.shared.contracts.codec import Headers, encode, trace_id_or
+from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES
+from anabranch.shared.contracts.messages import SubmitRun
+from anabranch.shared.contracts.partitioner import partition_of
+from anabranch.shared.runtime.errors import AppendFailed, RecordTooLarge
+from anabranch.shared.runtime.snapshots import ACCEPTED
+
+_KEYS_REMEMBERED: Final = 50_000  # some 20 MB
+_REDIS_WITHIN_S: Final = 0.5  # the write path needs Kafka only: a slow Redis may not hold it up
+_REDIS_PAUSE_S: Final = 1.0  # after a failure, so that not every submission waits for a Redis that is away
+
+
+class Log(Protocol):
+    """The one way into Kafka."""
+
+    async def append_and_wait(
+        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers
+    ) -> RecordMetadata:
+        """Append a record; returns when it is acknowledged."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A submission and what came with it; `run_id` is derived from `key` when there is one."""
+
+    run_id: str
+    submission: Submission
+    body: bytes
+    key: str | None = None
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The run's status as far as it is known; `repeated`: its key was accepted before."""
+
+    status: str = ACCEPTED
+    repeated: bool = False
+
+
+@dataclass(slots=True)
+class _Key:
+    body_hash: str
+    accepted: bool = False
+
+
+class Intake:
+    """Appends submissions, each key's first body only."""
+
+    def __init__(
+        self,
+        log: Log,
+        reads: RunReads,
+        accepted: AcceptedRuns,
+        settings: GatewaySettings,
+        metrics: GatewayMetrics,
+        *,
+        now_s: Callable[[], float] = time.time,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._reads = reads
+        self._accepted = accepted
+        self._settings = settings
+        self._metrics = metrics
+        self._now_s = now_s
+        self._monotonic_s = monotonic_s
+        self._topic = settings.topics.inbox
+        self._stamped = settings.stamped()
+        self._source = f"gateway/{settings.instance}"
+        self._keys: BoundedMemory[str, _Key] = BoundedMemory(
+            max_entries=_KEYS_REMEMBERED, max_age_s=settings.idempotency_keep_s, now_s=monotonic_s
+        )
+        self._no_redis_until_s = 0.0
+
+    async def accept(self, request: Request) -> Accepted:
+        """Return when the run is accepted. Raises `ProblemError`, also when the outcome is unknown."""
+        if request.key is None:
+            await self._append(request, body_hash="", keep_s=0)
+            return Accepted()
+        return await self._accept_keyed(request)
+
+    async def _accept_keyed(self, request: Request) -> Accepted:
+        body_hash = blake2b(request.body, digest_size=16).hexdigest()
+        key = self._keys.get(request.run_id)
+        if key is None:
+            key = _Key(body_hash)
+            self._keys.put(request.run_id, key)  # before anything is awaited: two bodies at once are noticed here
+        known = await self._known(request.run_id, key.body_hash)
+        if known.body_hash is not None:
+            key.body_hash = known.body_hash
+        if key.body_hash != body_hash:
+            raise ProblemError(
+                Kind.KEY_REUSED,
+                "This Idempotency-Key came with another body before; take a new key for a new submission.",
+                members={"id": request.run_id},
+            )
+        if key.accepted or known.status is not None:
+            self._metrics.run_repeated()
+            return Accepted(known.status or ACCEPTED, repeated=True)
+        await self._append(request, body_hash=body_hash, keep_s=self._settings.idempotency_keep_s)
+        key.accepted = True
+        return Accepted()
+
+    async def _known(self, run_id: str, body_hash: str) -> KnownKey:
+        """Return what Redis knows of the key: nothing while it is away, since the core drops repeats anyway."""
+        if self._monotonic_s() < self._no_redis_until_s:
+            return KnownKey()
+        try:
+            async with asyncio.timeout(_REDIS_WITHIN_S):
+                return await self._reads.remember_key(run_id, body_hash, self._settings.idempotency_keep_s)
+        except (ReadsUnavailable, TimeoutError):
+            self._no_redis_until_s = self._monotonic_s() + _REDIS_PAUSE_S
+            return KnownKey()
+
+    async def _append(self, request: Request, *, body_hash: str, keep_s: int) -> None:
+        run_id, submission = request.run_id, request.submission
+        trace_id = trace_id_or(request.trace_id, run_id)
+        message = SubmitRun(
+            run_id=run_id,
+            tenant=self._settings.default_tenant,
+            definition=submission.pipeline.canonical,
+            inputs=submission.inputs,
+            labels=submission.labels,
+            body_hash=body_hash,
+            keep_s=keep_s,
+            trace_id=trace_id,
+            settings=self._stamped,
+        )
+        now_ms = int(self._now_s() * 1000)
+        record = encode(message, message_id=run_id, source=self._source, at_ms=now_ms, trace_id=trace_id)
+        if len(record.value) > MAX_MESSAGE_BYTES:
+            raise _too_large(len(record.value))
+        key = run_id.encode()
+        partition = partition_of(key, self._settings.run_partitions)
+        try:
+            async with asyncio.timeout(self._settings.append_timeout_s):
+                where = await self._log.append_and_wait(self._topic, partition, key, record.value, record.headers)
+        except RecordTooLarge as error:
+            raise _too_large(len(record.value)) from error
+        except (AppendFailed, TimeoutError) as error:
+            self._metrics.append_unknown()
+            raise _unknown(request) from error
+        self._accepted.remember(run_id, submission, where.timestamp if where.timestamp > 0 else now_ms)
+        self._metrics.run_accepted()
+
+
+def _too_large(size: int) -> ProblemError:
+    return ProblemError(
+        Kind.TOO_LARGE, f"As a message the submission has {size} bytes; {MAX_MESSAGE_BYTES} are possible."
+    )
+
+
+def _unknown(request: Request) -> ProblemError:
+    if request.key is None:
+        advice = "without an Idempotency-Key a retry may start a second run: look at this one first"
+    else:
+        advice = "a retry with the same key is safe"
+    return ProblemError(
+        Kind.OUTCOME_UNKNOWN,
+        f"Kafka did not acknowledge the run in time, and may have it nevertheless; {advice}.",
+        retry_after_s=1,
+        headers={"Location": f"/v1/runs/{request.run_id}"},
+        members={"id": request.run_id},
+    )

@@ -1,0 +1,25 @@
+"""What handlers find in the application."""
+
+from typing import Final
+
+from aiohttp import web
+from structlog.typing import FilteringBoundLogger
+
+from anabranch.services.gateway.intake import Intake
+from anabranch.services.gateway.metrics import GatewayMetrics
+from anabranch.services.gateway.pressure import Pressure
+from anabranch.services.gateway.reads import RunReads
+from anabranch.services.gateway.settings import GatewaySettings
+from anabranch.services.gateway.step_types import StepTypes
+from anabranch.services.gateway.submissions import SubmissionReader
+from anabranch.services.gateway.waiting import Watches
+
+SETTINGS: Final = web.AppKey("settings", GatewaySettings)
+LOG: Final[web.AppKey[FilteringBoundLogger]] = web.AppKey("log")
+METRICS: Final = web.AppKey("metrics", GatewayMetrics)
+STEP_TYPES: Final = web.AppKey("step_types", StepTypes)
+READER: Final = web.AppKey("reader", SubmissionReader)
+PRESSURE: Final = web.AppKey("pressure", Pressure)
+INTAKE: Final = web.AppKey("intake", Intake)
+READS: Final = web.AppKey("reads", RunReads)
+WATCHES: Final = web.AppKey("watches", Watches)

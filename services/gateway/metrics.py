@@ -1,0 +1,72 @@
+"""What the gateway counts."""
+
+from prometheus_client import CollectorRegistry
+
+from anabranch.shared.runtime.metrics import ServiceMetrics
+
+
+class GatewayMetrics(ServiceMetrics):
+    """One method per fact."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__("gateway", registry)
+        self._requests = self.counter("requests", "HTTP requests, by path and status.", ["route", "status"])
+        self._seconds = self.histogram("request_seconds", "From a request's head until its answer.", ["route"])
+        self._accepted = self.counter("runs_accepted", "Runs that Kafka acknowledged.")
+        self._repeated = self.counter("runs_repeated", "Submissions of a key that was seen before.")
+        self._unknown = self.counter("appends_unknown", "Submissions whose outcome is unknown.")
+        self._refused = self.counter("runs_refused", "Submissions refused for now, by what is short.", ["reason"])
+        self._definitions = self.counter("definitions", "Definitions, by where they came from.", ["from"])
+        self._cached = self._definitions.labels("cache")
+        self._validated = self._definitions.labels("validation")
+        self._lag = self.gauge("inbox_lag", "Records the orchestrators are behind; -1 when unknown.")
+        self._lag.set(-1)
+        self._waiters = self.gauge("waiters", "Requests that wait for a run's end.")
+        self._redis_errors = self.counter("redis_errors", "Calls to Redis that failed, by what for.", ["use"])
+        self._step_types = self.gauge("step_types", "Step types announced.")
+        self._bad_announcements = self.counter("announcements_refused", "Announcements that could not be decoded.")
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(route, status).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def run_accepted(self) -> None:
+        """Kafka acknowledged a submission."""
+        self._accepted.inc()
+
+    def run_repeated(self) -> None:
+        """A key came again with the same body."""
+        self._repeated.inc()
+
+    def append_unknown(self) -> None:
+        """Nobody knows whether Kafka has the submission."""
+        self._unknown.inc()
+
+    def run_refused(self, reason: str) -> None:
+        """A submission was sent away for now."""
+        self._refused.labels(reason).inc()
+
+    def definition_read(self, *, cached: bool) -> None:
+        """A definition was validated, or was known already."""
+        (self._cached if cached else self._validated).inc()
+
+    def inbox_lag(self, records: int) -> None:
+        """The orchestrators are this far behind."""
+        self._lag.set(records)
+
+    def waiting(self, change: int) -> None:
+        """One more request waits, or one less."""
+        self._waiters.inc(change)
+
+    def redis_failed(self, use: str) -> None:
+        """Redis did not answer."""
+        self._redis_errors.labels(use).inc()
+
+    def step_types_known(self, count: int) -> None:
+        """So many step types are announced."""
+        self._step_types.set(count)
+
+    def announcement_refused(self) -> None:
+        """Something on the step-types topic is no announcement."""
+        self._bad_announcements.inc()

@@ -1,0 +1,113 @@
+"""When to send submissions away: before Kafka or the orchestrators are hurt by them."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from structlog.typing import FilteringBoundLogger
+
+from anabranch.services.gateway.metrics import GatewayMetrics
+from anabranch.services.gateway.problems import unavailable
+from anabranch.services.gateway.settings import GatewaySettings
+
+_RETRY_LAG_S: Final = 5  # the orchestrators work off some thousands of records a second
+_RETRY_SOON_S: Final = 1
+_UNKNOWN: Final = -1
+
+
+class Appending(Protocol):
+    """The part of the outbox that says how much is on its way."""
+
+    unacknowledged: int
+
+
+class Pressure:
+    """What is known about the way a submission has to go. `refuse_if_high` is a comparison or two."""
+
+    def __init__(self, outbox: Appending, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+        self._outbox = outbox
+        self._settings = settings
+        self._metrics = metrics
+        self.inbox_exists = False
+        self.lag = _UNKNOWN
+
+    def refuse_if_high(self) -> None:
+        """Raise a 503 problem when a submission should come back later."""
+        if not self.inbox_exists:
+            self._metrics.run_refused("no_inbox")
+            raise unavailable("The orchestrator has not created its inbox yet.", retry_after_s=_RETRY_SOON_S)
+        if self.lag > self._settings.max_inbox_lag:
+            self._metrics.run_refused("inbox_lag")
+            raise unavailable(
+                f"The orchestrators are {self.lag} records behind; {self._settings.max_inbox_lag} is the limit.",
+                retry_after_s=_RETRY_LAG_S,
+            )
+        if self._outbox.unacknowledged >= self._settings.max_unacknowledged:
+            self._metrics.run_refused("unacknowledged")
+            raise unavailable("Too many submissions are on their way to Kafka.", retry_after_s=_RETRY_SOON_S)
+
+    def measured(self, lag: int) -> None:
+        """The inbox exists and the orchestrators are this far behind."""
+        self.inbox_exists = True
+        self.lag = lag
+        self._metrics.inbox_lag(lag)
+
+    def not_measured(self) -> None:
+        """Kafka did not say how far they are. What was known before may be wrong: nobody is refused for it."""
+        self.lag = _UNKNOWN
+        self._metrics.inbox_lag(_UNKNOWN)
+
+
+class LagWatch:
+    """Compares the inbox's ends with the orchestrators' committed offsets: two requests to Kafka per look."""
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        admin: AIOKafkaAdminClient,
+        pressure: Pressure,
+        settings: GatewaySettings,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._consumer = consumer
+        self._admin = admin
+        self._pressure = pressure
+        self._settings = settings
+        self._log = log
+        self._partitions = [TopicPartition(settings.topics.inbox, n) for n in range(settings.run_partitions)]
+        self._begins: Mapping[TopicPartition, int] = {}
+
+    async def watch(self) -> None:
+        """Look for ever."""
+        while True:
+            try:
+                await self._look()
+            except (KafkaError, OSError, TimeoutError) as error:
+                self._pressure.not_measured()
+                self._log.warning("the inbox's lag is unknown", error=repr(error))
+            soon = not self._pressure.inbox_exists
+            await asyncio.sleep(min(0.5, self._settings.lag_check_s) if soon else self._settings.lag_check_s)
+
+    async def _look(self) -> None:
+        if not self._pressure.inbox_exists and self._settings.topics.inbox not in await self._consumer.topics():
+            return
+        ends = await self._consumer.end_offsets(self._partitions)
+        committed = await self._admin.list_consumer_group_offsets(
+            self._settings.orchestrator_group, partitions=self._partitions
+        )
+        offsets = {partition: known.offset for partition, known in committed.items() if known.offset >= 0}
+        if len(offsets) < len(self._partitions) and not self._begins:
+            self._begins = await self._consumer.beginning_offsets(self._partitions)
+        self._pressure.measured(lag_of(ends, offsets, self._begins))
+
+
+def lag_of(
+    ends: Mapping[TopicPartition, int],
+    committed: Mapping[TopicPartition, int],
+    begins: Mapping[TopicPartition, int],
+) -> int:
+    """Return how many records are not yet read; of a partition without a committed offset, all of them."""
+    return sum(max(0, end - committed.get(partition, begins.get(partition, 0))) for partition, end in ends.items())

@@ -1,0 +1,51 @@
+"""What a request's query and headers ask for."""
+
+import re
+from typing import Final
+
+from aiohttp import web
+
+from anabranch.services.gateway.problems import Kind, ProblemError
+from anabranch.shared.contracts.durations import DurationError, format_duration, parse_duration
+from anabranch.shared.contracts.limits import MAX_IDEMPOTENCY_KEY_CHARS
+
+_KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}")
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_SECONDS: Final = re.compile(r"[0-9]{1,9}")
+
+
+def wait_s_of(request: web.Request, max_wait_s: float) -> float | None:
+    """Return the seconds of `?wait=`, or None. Raises a 400 problem."""
+    if not request.query_string:
+        return None
+    for name in request.query:
+        if name != "wait":
+            raise ProblemError(Kind.BAD_REQUEST, f"The query parameter {name[:80]!r} is not known here.")
+    given = request.query["wait"]
+    try:
+        seconds = parse_duration(int(given) if _SECONDS.fullmatch(given) else given)
+    except DurationError as error:
+        raise ProblemError(Kind.BAD_REQUEST, f"wait: {error}.") from error
+    if seconds > max_wait_s:
+        raise ProblemError(Kind.BAD_REQUEST, f"wait is at most {format_duration(max_wait_s)} here.")
+    return seconds
+
+
+def idempotency_key_of(request: web.Request) -> str | None:
+    """Return the `Idempotency-Key`, or None. Raises a 400 problem."""
+    given = request.headers.getall("Idempotency-Key", None)
+    if given is None:
+        return None
+    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+        raise ProblemError(
+            Kind.BAD_REQUEST,
+            f"An Idempotency-Key is 1 to {MAX_IDEMPOTENCY_KEY_CHARS} visible ASCII characters, sent once.",
+        )
+    return given[0]
+
+
+def trace_id_of(request: web.Request) -> str:
+    """Return the trace id of the client's `traceparent` (W3C Trace Context §3.2), or nothing."""
+    given = request.headers.get("traceparent")
+    match = _TRACEPARENT.fullmatch(given) if given else None
+    return match[1] if match else ""

@@ -1,0 +1,106 @@
+"""Handlers of runs."""
+
+from contextlib import nullcontext
+from typing import Final
+
+import orjson
+from aiohttp import web
+
+from anabranch.services.gateway import keys
+from anabranch.services.gateway.body import media_type_of, read_body
+from anabranch.services.gateway.intake import Accepted, Request
+from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
+from anabranch.services.gateway.reads import ReadsUnavailable, RunView
+from anabranch.services.gateway.requests import idempotency_key_of, trace_id_of, wait_s_of
+from anabranch.services.gateway.waiting import Watch, until_ended
+from anabranch.shared.contracts.ids import new_run_id, run_id_for_key
+from anabranch.shared.runtime.deadline import Deadline
+from anabranch.shared.runtime.snapshots import ENDED_STATUSES
+
+_JSON: Final = "application/json"
+
+
+async def submit_run(request: web.Request) -> web.Response:
+    """`POST /v1/runs`: 202 when Kafka has acknowledged the run; with `?wait=`, 200 with the run when it has ended."""
+    app = request.app
+    settings = app[keys.SETTINGS]
+    wait_s = wait_s_of(request, settings.max_wait_s)
+    key = idempotency_key_of(request)
+    media_type = media_type_of(request)
+    app[keys.PRESSURE].refuse_if_high()
+    _refuse_before_step_types_are_known(app)
+    body = await read_body(request)
+    submission = await app[keys.READER].submission(body, media_type)
+    run_id = new_run_id() if key is None else run_id_for_key(settings.default_tenant, key)
+    submitted = Request(run_id, submission, body, key, trace_id_of(request))
+    deadline = Deadline.after(wait_s or 0)
+    watches = app[keys.WATCHES]
+    with watches.watching(run_id) if wait_s and not watches.full else nullcontext() as watch:
+        accepted = await app[keys.INTAKE].accept(submitted)
+        if watch is None:
+            return _accepted(run_id, accepted)
+        return await _when_ended(request, run_id, watch, deadline, accepted)
+
+
+async def get_run(request: web.Request) -> web.Response:
+    """`GET /v1/runs/{id}`: the run document; with `?wait=`, when the run has ended or the time is up."""
+    app = request.app
+    run_id = request.match_info["id"]
+    wait_s = wait_s_of(request, app[keys.SETTINGS].max_wait_s)
+    view = await _view(app, run_id)
+    if wait_s and view is not None and not view.has_ended:
+        if app[keys.WATCHES].full:
+            raise ProblemError(Kind.TOO_MANY, "Too many requests wait for runs.", retry_after_s=1)
+        with app[keys.WATCHES].watching(run_id) as watch:
+            await until_ended(watch, run_id, app[keys.READS], Deadline.after(wait_s), connected=lambda: _hears(request))
+        view = await _view(app, run_id)
+    if view is None:
+        raise ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
+    return web.Response(body=view.body, content_type=_JSON)
+
+
+async def _when_ended(
+    request: web.Request, run_id: str, watch: Watch, deadline: Deadline, accepted: Accepted
+) -> web.Response:
+    reads = request.app[keys.READS]
+    await until_ended(watch, run_id, reads, deadline, connected=lambda: _hears(request))
+    try:
+        view = await reads.view(run_id)
+    except ReadsUnavailable:
+        view = None
+    if view is None:
+        return _accepted(run_id, accepted)
+    return web.Response(
+        body=view.body, status=200 if view.has_ended else 202, content_type=_JSON, headers=_location(run_id)
+    )
+
+
+async def _view(app: web.Application, run_id: str) -> RunView | None:
+    try:
+        return await app[keys.READS].view(run_id)
+    except ReadsUnavailable as error:
+        raise unavailable("Runs cannot be read now: Redis does not answer.", retry_after_s=1) from error
+
+
+def _accepted(run_id: str, accepted: Accepted) -> web.Response:
+    return web.Response(
+        body=orjson.dumps({"id": run_id, "status": accepted.status}),
+        status=200 if accepted.status in ENDED_STATUSES else 202,
+        content_type=_JSON,
+        headers=_location(run_id),
+    )
+
+
+def _location(run_id: str) -> dict[str, str]:
+    return {"Location": f"/v1/runs/{run_id}"}
+
+
+def _hears(request: web.Request) -> bool:
+    """Return whether the client is still there."""
+    return request.transport is not None and not request.transport.is_closing()
+
+
+def _refuse_before_step_types_are_known(app: web.Application) -> None:
+    if not app[keys.STEP_TYPES].complete:
+        app[keys.METRICS].run_refused("starting")
+        raise unavailable("The step types are still being read.", retry_after_s=1)

@@ -1,0 +1,52 @@
+"""What the gateway can be told."""
+
+from pydantic import Field
+
+from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW
+from anabranch.shared.contracts.messages import RunSettings
+from anabranch.shared.runtime.settings import Settings
+
+
+class GatewaySettings(Settings):
+    """Settings of `services.gateway`."""
+
+    http_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 is any free port.")
+    default_tenant: str = Field("default", min_length=1, description="Whom runs belong to until there are API keys.")
+    idempotency_keep_s: int = Field(
+        24 * 3600, ge=1, description="Seconds after a run's end for which its Idempotency-Key is promised."
+    )
+    append_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds a submission waits for Kafka; then it is answered 503 with the run id."
+    )
+    max_inbox_lag: int = Field(
+        50_000, ge=1, description="Requests and results the orchestrators may be behind before runs are refused."
+    )
+    lag_check_s: float = Field(2.0, gt=0, description="Seconds between two looks at the inbox's lag.")
+    max_unacknowledged: int = Field(
+        10_000, ge=1, description="Submissions on their way to Kafka before further ones are refused."
+    )
+    max_wait_s: float = Field(300.0, gt=0, description="The longest `?wait=` accepted.")
+    max_waiters: int = Field(10_000, ge=1, description="Requests that may wait for a run's end at once.")
+
+    run_window: int = Field(DEFAULT_WINDOW, ge=1, description="Steps of one run in flight at once.")
+    run_timeout_s: float = Field(DEFAULT_RUN_TIMEOUT_S, gt=0, description="Of a run whose definition names none.")
+    step_timeout_s: float = Field(DEFAULT_STEP_TIMEOUT_S, gt=0, description="Of an attempt that names none.")
+    suspect_s: float = Field(5.0, ge=0, description="Seconds between a lapsed lease and the next attempt.")
+    cancel_grace_s: float = Field(10.0, ge=0, description="Seconds a stopping run waits for its workers' answers.")
+    max_losses: int = Field(5, ge=0, description="Lost workers after which a step fails with WorkerLost.")
+
+    @property
+    def orchestrator_group(self) -> str:
+        """The consumer group whose committed offsets say how far the orchestrators are."""
+        return f"{self.topic_prefix}.orchestrator"
+
+    def stamped(self) -> RunSettings:
+        """Return what is stamped into every submission."""
+        return RunSettings(
+            window=self.run_window,
+            run_timeout_s=self.run_timeout_s,
+            step_timeout_s=self.step_timeout_s,
+            suspect_s=self.suspect_s,
+            cancel_grace_s=self.cancel_grace_s,
+            max_losses=self.max_losses,
+        )

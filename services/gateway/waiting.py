@@ -1,0 +1,210 @@
+"""Requests that wait for a run's end: one pub/sub connection tells all of them, and a slow look is the net below."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+from structlog.typing import FilteringBoundLogger
+
+from anabranch.services.gateway.metrics import GatewayMetrics
+from anabranch.services.gateway.reads import RunReads
+from anabranch.shared.runtime.deadline import Deadline
+from anabranch.shared.runtime.redis import RedisKeys
+
+LOOK_S: Final = 5.0  # how late a waiter is at worst: a message may be lost with its connection
+_ALIVE_S: Final = 10.0  # a connection that has been silent so long is pinged
+_FIRST_DELAY_S: Final = 0.1
+_LONGEST_DELAY_S: Final = 5.0
+
+
+class Watch:
+    """One request's interest in one run."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self.released = False
+
+    def wake(self) -> None:
+        """There is something to look at."""
+        self._changed.set()
+
+    def release(self) -> None:
+        """Wait no longer."""
+        self.released = True
+        self._changed.set()
+
+    async def changed(self, within_s: float) -> None:
+        """Return when there is something to look at, or when the time is up."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+        self._changed.clear()
+
+
+class Watches:
+    """Who waits for which run, and which channels have to be subscribed or left for it."""
+
+    def __init__(self, max_watches: int, metrics: GatewayMetrics) -> None:
+        self._max_watches = max_watches
+        self._metrics = metrics
+        self._count = 0
+        self._closed = False
+        self._of_run: dict[str, list[Watch]] = {}
+        self._turned: dict[str, None] = {}  # runs that have got a first watch or lost their last
+        self.turned = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody else may wait now."""
+        return self._closed or self._count >= self._max_watches
+
+    @contextmanager
+    def watching(self, run_id: str) -> Iterator[Watch]:
+        """Watch a run as long as the context lasts."""
+        watch = Watch()
+        self._add(run_id, watch)
+        try:
+            yield watch
+        finally:
+            self._remove(run_id, watch)
+
+    def take_turned(self) -> tuple[list[str], list[str]]:
+        """Return the runs to subscribe to and those to leave, each once."""
+        self.turned.clear()
+        turned, self._turned = self._turned, {}
+        return [run for run in turned if run in self._of_run], [run for run in turned if run not in self._of_run]
+
+    def runs(self) -> list[str]:
+        """Return every run that somebody watches."""
+        return list(self._of_run)
+
+    def wake(self, run_id: str) -> None:
+        """Something happened to the run."""
+        for watch in self._of_run.get(run_id, ()):
+            watch.wake()
+
+    def release_all(self) -> None:
+        """The process stops: everybody is answered with what is known now."""
+        self._closed = True
+        for watches in self._of_run.values():
+            for watch in watches:
+                watch.release()
+
+    def _add(self, run_id: str, watch: Watch) -> None:
+        watches = self._of_run.setdefault(run_id, [])
+        watches.append(watch)
+        if len(watches) == 1:
+            self._turn(run_id)
+        self._count += 1
+        self._metrics.waiting(+1)
+
+    def _remove(self, run_id: str, watch: Watch) -> None:
+        self._of_run[run_id].remove(watch)
+        if not self._of_run[run_id]:
+            del self._of_run[run_id]
+            self._turn(run_id)
+        self._count -= 1
+        self._metrics.waiting(-1)
+
+    def _turn(self, run_id: str) -> None:
+        self._turned[run_id] = None
+        self.turned.set()
+
+
+async def until_ended(
+    watch: Watch,
+    run_id: str,
+    reads: RunReads,
+    deadline: Deadline,
+    *,
+    connected: Callable[[], bool],
+    look_s: float = LOOK_S,
+) -> None:
+    """Return when the run has ended, when the time is up, or when nobody is there to be told."""
+    while not await reads.has_ended(run_id):
+        if deadline.passed or watch.released or not connected():
+            return
+        await watch.changed(min(look_s, deadline.remaining()))
+
+
+class ChannelListener:
+    """Keeps one pub/sub connection subscribed to the channels of all watched runs."""
+
+    def __init__(
+        self, redis: Redis, keys: RedisKeys, watches: Watches, *, metrics: GatewayMetrics, log: FilteringBoundLogger
+    ) -> None:
+        self._redis = redis
+        self._watches = watches
+        self._metrics = metrics
+        self._log = log
+        self._channel_of = keys.channel
+        self._prefix = keys.channel("").encode()
+        self._delay_s = _FIRST_DELAY_S
+
+    async def listen(self) -> None:
+        """Listen for ever; without Redis the waiters look for themselves, and this tries again."""
+        while True:
+            pubsub = self._redis.pubsub()
+            try:
+                await self._follow(pubsub)
+            except* (RedisError, OSError) as errors:
+                self._metrics.redis_failed("channels")
+                self._log.warning("no channels: waiting requests look every few seconds", error=repr(errors.exceptions))
+            finally:
+                await _closed(pubsub)
+            await asyncio.sleep(self._delay_s)
+            self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
+
+    async def _follow(self, pubsub: PubSub) -> None:
+        self._watches.take_turned()
+        # An own channel keeps the connection in subscribed mode while nobody waits.
+        await pubsub.subscribe(self._channel_of("-"), *map(self._channel_of, self._watches.runs()))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._subscribe(pubsub), name="subscribe to runs")
+            tasks.create_task(self._receive(pubsub), name="receive run channels")
+
+    async def _subscribe(self, pubsub: PubSub) -> None:
+        while True:
+            await self._watches.turned.wait()
+            subscribe, leave = self._watches.take_turned()
+            if subscribe:
+                await pubsub.subscribe(*map(self._channel_of, subscribe))
+            if leave:
+                await pubsub.unsubscribe(*map(self._channel_of, leave))
+
+    async def _receive(self, pubsub: PubSub) -> None:
+        silent = False
+        while True:
+            message = await pubsub.get_message(timeout=_ALIVE_S)
+            if message is not None:
+                silent, self._delay_s = False, _FIRST_DELAY_S
+                self._take(message)
+            elif silent:
+                raise ConnectionError("no answer to a ping")
+            else:
+                silent = True
+                await pubsub.ping()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        """Wake who waits: when the run ends, and when a subscription is confirmed, since it may have ended before."""
+        kind, channel = message["type"], message["channel"]
+        if kind == "subscribe" or (kind == "message" and _says_ended(message["data"])):
+            self._watches.wake(channel.removeprefix(self._prefix).decode())
+
+
+def _says_ended(data: bytes) -> bool:
+    """History tells `<seq> <status>`, the status only when the run has ended."""
+    return not data.endswith(b" ")
+
+
+async def _closed(pubsub: PubSub) -> None:
+    try:
+        await pubsub.aclose()  # type: ignore[no-untyped-call]
+    except (RedisError, OSError):
+        return  # it is gone already

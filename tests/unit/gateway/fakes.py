@@ -1,0 +1,180 @@
+"""A gateway on fakes of its ports, served over real HTTP."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from aiohttp.test_utils import TestClient, TestServer
+from aiokafka.structs import RecordMetadata, TopicPartition
+from prometheus_client import CollectorRegistry
+from redis.exceptions import ConnectionError as RedisConnectionError
+from structlog.stdlib import get_logger
+
+from anabranch.services.gateway.app import create_app
+from anabranch.services.gateway.intake import Intake
+from anabranch.services.gateway.metrics import GatewayMetrics
+from anabranch.services.gateway.pressure import Pressure
+from anabranch.services.gateway.reads import AcceptedRuns, RunReads
+from anabranch.services.gateway.settings import GatewaySettings
+from anabranch.services.gateway.step_types import StepTypes
+from anabranch.services.gateway.waiting import Watches
+from anabranch.shared.contracts.messages import INBOX, StepTypeAnnounced, SubmitRun
+from anabranch.shared.runtime.redis import RedisKeys
+
+BROKER_MS = 1_769_860_800_000
+
+DIAMOND: dict[str, Any] = {
+    "name": "diamond",
+    "inputs": {"n": {"type": "integer", "default": 1}},
+    "steps": {
+        "a": {"uses": "simulate", "with": {"value": "${{ inputs.n }}"}},
+        "b": {"uses": "simulate", "needs": ["a"], "with": {"value": 1}},
+        "c": {"uses": "simulate", "needs": ["a"], "with": {"value": 2}},
+        "d": {"uses": "simulate", "needs": ["a"], "with": {"value": 3}},
+        "e": {"uses": "transform", "needs": ["b", "c", "d"], "with": {"value": "${{ steps.a.output.value }}"}},
+    },
+    "outputs": {"sum": "${{ steps.e.output }}"},
+}
+
+
+class FakeLog:
+    """Kafka's inbox: acknowledges at once, or fails, or never answers."""
+
+    def __init__(self) -> None:
+        self.unacknowledged = 0
+        self.records: list[tuple[int, bytes | None, bytes]] = []
+        self.error: Exception | None = None
+        self.hangs = False
+
+    async def append_and_wait(self, topic: str, partition: int, key: Any, value: Any, headers: Any) -> RecordMetadata:
+        if self.error is not None:
+            raise self.error
+        self.records.append((partition, key, value))
+        if self.hangs:
+            await asyncio.Event().wait()
+        place = TopicPartition(topic, partition)
+        return RecordMetadata(topic, partition, place, len(self.records), BROKER_MS, 1, 0)
+
+    @property
+    def submitted(self) -> list[SubmitRun]:
+        messages = [INBOX.validate_json(value) for _, _, value in self.records]
+        return [message for message in messages if isinstance(message, SubmitRun)]
+
+
+class FakeRedis:
+    """Hashes and strings in memory; `down` refuses everything."""
+
+    def __init__(self) -> None:
+        self.hashes: dict[str, dict[bytes, bytes]] = {}
+        self.strings: dict[str, bytes] = {}
+        self.down = False
+        self.calls = 0
+
+    def _answer(self) -> None:
+        self.calls += 1
+        if self.down:
+            raise RedisConnectionError("down")
+
+    async def hgetall(self, key: str) -> dict[bytes, bytes]:
+        self._answer()
+        return dict(self.hashes.get(key, {}))
+
+    async def hget(self, key: str, name: str) -> bytes | None:
+        self._answer()
+        return self.hashes.get(key, {}).get(name.encode())
+
+    def pipeline(self, transaction: bool) -> "_FakePipeline":
+        return _FakePipeline(self)
+
+
+class _FakePipeline:
+    def __init__(self, redis: FakeRedis) -> None:
+        self._redis = redis
+        self._answers: list[Any] = []
+
+    def set(self, key: str, value: str, *, nx: bool, get: bool, ex: int) -> None:
+        assert nx and get and ex > 0
+        self._answers.append(self._redis.strings.get(key))
+        if not self._redis.down:
+            self._redis.strings.setdefault(key, value.encode())
+
+    def hmget(self, key: str, names: list[str]) -> None:
+        self._answers.append([self._redis.hashes.get(key, {}).get(name.encode()) for name in names])
+
+    async def execute(self) -> list[Any]:
+        self._redis._answer()
+        return self._answers
+
+
+class Bench:
+    """One gateway, and everything around it."""
+
+    def __init__(self, client: TestClient[Any, Any], **parts: Any) -> None:
+        self.client = client
+        self.__dict__.update(parts)
+
+    log: FakeLog
+    redis: FakeRedis
+    keys: RedisKeys
+    watches: Watches
+    pressure: Pressure
+    step_types: StepTypes
+    registry: CollectorRegistry
+    settings: GatewaySettings
+
+    async def submit(
+        self, definition: Any = DIAMOND, *, query: str = "", headers: dict[str, str] | None = None, **rest: Any
+    ) -> Any:
+        body = orjson.dumps({"definition": definition, **rest})
+        return await self.post(body, query=query, headers=headers)
+
+    async def post(
+        self, body: Any, media_type: str = "application/json", *, query: str = "", headers: dict[str, str] | None = None
+    ) -> Any:
+        sent = {"Content-Type": media_type, **(headers or {})}
+        return await self.client.post("/v1/runs" + query, data=body, headers=sent)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"anabranch_gateway_{name}", labels) or 0
+
+
+def announced(name: str, **properties: Any) -> StepTypeAnnounced:
+    return StepTypeAnnounced(name=name, version="1", input_schema={"type": "object", **properties}, output_schema={})
+
+
+@asynccontextmanager
+async def a_gateway(redis: FakeRedis | None = None, **overrides: Any) -> AsyncIterator[Bench]:
+    settings = GatewaySettings(instance="test", **overrides)
+    registry = CollectorRegistry()
+    metrics = GatewayMetrics(registry)
+    step_types = StepTypes()
+    for name in ("simulate", "http"):
+        step_types.announce(announced(name))
+    step_types.complete = True
+    log, redis, keys = FakeLog(), redis or FakeRedis(), RedisKeys("pipelines")
+    pressure = Pressure(log, settings, metrics)
+    pressure.measured(0)
+    accepted = AcceptedRuns("default")
+    reads = RunReads(redis, keys, accepted, metrics)  # type: ignore[arg-type]
+    watches = Watches(settings.max_waiters, metrics)
+    app = create_app(
+        settings=settings, log=get_logger(), metrics=metrics, step_types=step_types, pressure=pressure,
+        intake=Intake(log, reads, accepted, settings, metrics, now_s=time.time), reads=reads, watches=watches,
+    )  # fmt: skip
+    async with TestClient(TestServer(app)) as client:
+        yield Bench(
+            client, log=log, redis=redis, keys=keys, watches=watches, pressure=pressure, step_types=step_types,
+            registry=registry, settings=settings,
+        )  # fmt: skip
+
+
+async def problem(response: Any) -> dict[str, Any]:
+    """Return the problem document of an answer that must be one."""
+    assert response.content_type == "application/problem+json", await response.text()
+    document: dict[str, Any] = await response.json(content_type=None)
+    assert document["status"] == response.status
+    assert {"type", "title", "status", "detail", "instance"} <= document.keys()
+    return document

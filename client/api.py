@@ -146,7 +146,7 @@ class AnabranchClient:
                 "POST", "/v1/pipelines:validate", body=body, headers={"Content-Type": media_type}
             )
         except ProblemError as error:
-            if error.problem.status != 422:
+            if not error.problem.errors:
                 raise
             return error.problem.errors
         answer = reply.json() if reply.body else {}

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from anabranch.client.api import AnabranchClient
 from anabranch.client.model import Fault, GatewayUnreachableError, Problem, ProblemError, Run
-from anabranch.client.pipeline_file import PipelineFile, as_json
+from anabranch.client.pipeline_file import PipelineFile, indented
 from anabranch.client.view import Lines, ending, run_table, view_on
 
 OK: Final = 0
@@ -104,7 +104,7 @@ async def follow(
 def _tell_end(ended: Run) -> None:
     say(ending(ended))
     if ended.outputs:
-        click.echo(as_json(ended.outputs))
+        click.echo(indented(ended.outputs))
 
 
 def _refused(file: PipelineFile, error: ProblemError) -> int:

@@ -147,6 +147,6 @@ def _list(value: Any, key: str) -> list[Any]:
     return part if isinstance(part, list) else []
 
 
-def as_json(value: Any) -> str:
+def indented(value: Any) -> str:
     """Return a value as indented JSON."""
     return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()

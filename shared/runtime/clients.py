@@ -21,9 +21,10 @@ _PRODUCE_TIMEOUT_MS: Final = 60_000
 # this.
 _TRANSACTION_TIMEOUT_MS: Final = 30_000
 
-# Consumer. A poll without records ends after this. It costs 4 polls a second when idle; and since aiokafka has one poll
-# per broker under way, it is how long a resumed, sought or newly assigned partition may wait for the poll before.
-_FETCH_MAX_WAIT_MS: Final = 250
+# Consumer. A poll without records ends after this. Polls are what an idle consumer costs (0.1 % of a core for one a
+# second of 12 partitions); and since aiokafka has one poll per broker under way, this is how long a resumed, sought or
+# newly assigned partition may wait for the poll before.
+_FETCH_MAX_WAIT_MS: Final = 500
 
 # A dead member is noticed after the session; a live one may miss several heartbeats while its loop is busy. Sub-second
 # heartbeats, since it is a heartbeat that tells a member of a rebalance.

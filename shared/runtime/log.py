@@ -1,15 +1,20 @@
 """Structured logs: structlog, one line per fact; stdlib loggers (aiokafka, aiohttp) are routed through it."""
 
 import logging
+import math
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 from anabranch.shared.runtime.settings import Settings
+
+# While Kafka is away aiokafka says so 130 times a second; the first line is enough, and how many followed.
+REPEAT_AFTER_S: Final = 10.0
+_REMEMBERED: Final = 1000
 
 
 def configure_logging(service: str, settings: Settings) -> None:
@@ -41,10 +46,23 @@ def get_logger(**bound: Any) -> FilteringBoundLogger:
 
 
 class _ToStructlog(logging.Handler):
-    """Hands the records of the standard library's loggers on."""
+    """Hands the records of the standard library's loggers on, a repeated one not more than every `REPEAT_AFTER_S`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger = get_logger(logger=record.name)
+        key = (record.name, str(record.msg))
+        said_at, unsaid = self._said.get(key, (-math.inf, 0))
+        if record.created - said_at < REPEAT_AFTER_S:
+            self._said[key] = (said_at, unsaid + 1)
+            return
+        if len(self._said) >= _REMEMBERED:
+            self._said.clear()
+        self._said[key] = (record.created, 0)
+        repeated = {"repeated": unsaid} if unsaid else {}
+        logger = get_logger(logger=record.name, **repeated)
         logger.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
 
 

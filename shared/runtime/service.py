@@ -13,6 +13,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Generic, NoReturn, TypeVar
@@ -37,6 +38,8 @@ _KILLED: Final = 130  # as a shell reports a process that an interrupt ended
 
 # After a failure nothing may be acknowledged or committed any more: only sockets are closed.
 _FAIL_TIMEOUT_S: Final = 5.0
+# The loop's own time-outs come first; they know more.
+_WATCHDOG_MARGIN_S: Final = 5.0
 # Open streams are cut when main has returned: whatever had to be finished, main has finished.
 _LISTENER_TIMEOUT_S: Final = 1.0
 
@@ -68,12 +71,14 @@ class Service(Generic[SettingsT]):
     async def fail(self, error: BaseException) -> None:
         """End the process with exit code 1 and one line that says why; `main` is cancelled. The first error counts."""
         if not self._failed.done():
+            _end_anyway(_FAIL_TIMEOUT_S)
             self._failed.set_result(error)
 
     def stop(self) -> None:
         """Begin to stop, as SIGTERM does."""
         if not self.stopping.is_set():
             self.deadline = Deadline.after(self.settings.stop_timeout_s)
+            _end_anyway(self.settings.stop_timeout_s)
             self.stopping.set()
 
     async def stop_listening(self) -> None:
@@ -128,7 +133,7 @@ async def _live(name: str, settings: SettingsT, main: Main[SettingsT], app: AppF
         service.log.info("stopped")
         code = 0
     with suppress(TimeoutError):
-        async with asyncio.timeout(_FAIL_TIMEOUT_S):
+        async with asyncio.timeout(2 * _LISTENER_TIMEOUT_S):
             await service.stop_listening()
     return code
 
@@ -172,6 +177,21 @@ def _overrun(service: Service[SettingsT]) -> NoReturn:
     """End the process from here: a task that ignores its cancellation would hold the loop's end too."""
     service.log.error("did not stop in time", stop_timeout_s=service.settings.stop_timeout_s, hanging=list(_hanging()))
     _exit_now(_FAILED)
+
+
+def _end_anyway(timeout_s: float) -> None:
+    """End the process a little after that time even when the loop is blocked, or a thread that the loop waits for."""
+
+    def end() -> None:
+        frames = sys._current_frames().items()
+        others = [frame for number, frame in frames if number != threading.get_ident()]
+        hanging = [f"a thread at {frame.f_code.co_filename}:{frame.f_lineno}" for frame in others]
+        get_logger().error("did not stop in time", stop_timeout_s=timeout_s, hanging=hanging)
+        _exit_now(_FAILED)
+
+    timer = threading.Timer(timeout_s + _WATCHDOG_MARGIN_S, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _hanging() -> Iterator[str]:

@@ -8,7 +8,7 @@ import orjson
 import pytest
 import structlog
 
-from anabranch.shared.runtime.log import configure_logging, get_logger
+from anabranch.shared.runtime.log import REPEAT_AFTER_S, configure_logging, get_logger
 from anabranch.shared.runtime.settings import Settings
 
 
@@ -50,6 +50,20 @@ def test_warnings_of_libraries_are_lines_too_and_their_chatter_is_not(
     logging.getLogger("aiokafka.client").warning("Got error %s", "x")
     assert [(line["logger"], line["event"], line["level"]) for line in lines(capfdbinary)] == [
         ("aiokafka.client", "Got error x", "warning")
+    ]
+
+
+def test_library_that_repeats_itself_is_quoted_once_in_a_while(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.time", lambda: now)
+    configure_logging("gateway", Settings())
+    for now in (1000.0, 1001.0, 1002.0, 1000.0 + REPEAT_AFTER_S):
+        logging.getLogger("aiokafka").error("Unable connect to node with id %s", int(now))
+    assert [(line["event"], line.get("repeated")) for line in lines(capfdbinary)] == [
+        ("Unable connect to node with id 1000", None),
+        ("Unable connect to node with id 1010", 2),
     ]
 
 

@@ -186,6 +186,26 @@ def test_overrun_names_the_tasks_that_hang(run: Any) -> None:
     assert service.exit_code() == 1
 
 
+def test_thread_that_never_ends_does_not_keep_the_process(run: Any) -> None:
+    service = run(
+        """
+        import time
+        from anabranch.shared.runtime import service as life
+        life._WATCHDOG_MARGIN_S = 0.2
+        async def main(service):
+            asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+            service.log.info("in main")
+            await service.stopping.wait()
+        run_service("x", Settings(), main)
+        """,
+        ANABRANCH_STOP_TIMEOUT_S="0.1",
+    )
+    service.line("in main")
+    service.process.send_signal(signal.SIGTERM)
+    service.line("did not stop in time")
+    assert service.exit_code() == 1
+
+
 def test_second_signal_ends_the_process_at_once(run: Any) -> None:
     service = run(
         """

@@ -55,7 +55,7 @@ class Commands(Protocol):
         """Leave the group at once, so that its partitions go to others without waiting for the session."""
 
 
-class CommitRefused(AnabranchError):  # noqa: N818  it reads as the event it reports
+class CommitRefused(AnabranchError):
     """The group was rebalanced: these partitions may be another member's. Nothing is lost, commands come again."""
 
 
@@ -129,5 +129,5 @@ class Memory(Protocol):
         """Write the notes; each is kept for the result retention from now."""
 
 
-class MemoryUnavailable(AnabranchError):  # noqa: N818
+class MemoryUnavailable(AnabranchError):
     """The memory cannot be reached. Work goes on: what cannot be recalled runs again (at least once)."""

@@ -9,7 +9,7 @@ from anabranch.shared.contracts.codec import Encoded
 from anabranch.shared.contracts.errors import AnabranchError
 
 
-class NothingSettles(AnabranchError):  # noqa: N818  it reads as the event it reports
+class NothingSettles(AnabranchError):
     """Acknowledgements are no longer awaited."""
 
 

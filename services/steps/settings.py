@@ -1,6 +1,13 @@
 """The numbers of a worker, each with the reason for its value."""
 
 from dataclasses import dataclass
+from typing import Final
+
+from pydantic import Field
+
+from anabranch.shared.runtime.settings import Settings
+
+_STOP_MARGIN_S: Final = 3.0  # of the service's time to stop: closing clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +36,25 @@ class WorkerSettings:
     memory_result_bytes: int = 64 * 1024  # larger results are remembered as acknowledged, not byte for byte
     max_takes: int = 5  # a command taken up again as often without a result takes its worker down
     suspect_takes: int = 2  # from here on it is tried alone, so that the blame falls on the right one
+
+
+class StepServiceSettings(Settings):
+    """Settings of a step service, whatever its type."""
+
+    concurrency: int | None = Field(
+        None, ge=1, description="Handlers at once in this process; unset: what the step type says."
+    )
+    lease_s: float = Field(
+        30.0, gt=0, description="Seconds a step outlives its worker's silence before another attempt."
+    )
+    lease_grace_s: float = Field(1.0, gt=0, description="Seconds a handler may be busy before its step is leased.")
+
+    def worker(self, *, concurrency: int) -> WorkerSettings:
+        """Return the worker's numbers, for a type that says how many handlers may run at once."""
+        return WorkerSettings(
+            concurrency=self.concurrency or concurrency,
+            grace_s=self.lease_grace_s,
+            lease_s=self.lease_s,
+            stop_timeout_s=max(1.0, self.stop_timeout_s - _STOP_MARGIN_S),
+            give_back_s=min(3.0, self.stop_timeout_s / 4),
+        )

@@ -43,7 +43,7 @@ class StepType(Generic[In, Out]):
         )
 
 
-class StepTypeInvalid(TypeError):  # noqa: N818
+class StepTypeInvalid(TypeError):
     """A handler that cannot be a step type: the message says what to change."""
 
 

@@ -5,6 +5,19 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+
+from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.ports import Remembered
+from anabranch.services.steps.step_type import step_type
+from anabranch.shared.contracts.errors import RetryableError, TerminalError
+from anabranch.shared.contracts.messages import (
+    AttemptCancelled,
+    AttemptFailed,
+    AttemptStarted,
+    AttemptSucceeded,
+    LeasesRenewed,
+)
+
 from .fakes import (
     RUN,
     Echo,
@@ -19,18 +32,6 @@ from .fakes import (
     running,
 )
 from .virtual import run
-
-from anabranch.services.steps.context import StepContext
-from anabranch.services.steps.ports import Remembered
-from anabranch.services.steps.step_type import step_type
-from anabranch.shared.contracts.errors import RetryableError, TerminalError
-from anabranch.shared.contracts.messages import (
-    AttemptCancelled,
-    AttemptFailed,
-    AttemptStarted,
-    AttemptSucceeded,
-    LeasesRenewed,
-)
 
 
 def test_a_short_step_is_answered_and_pays_for_no_lease_and_no_lookup() -> None:

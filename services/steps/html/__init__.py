@@ -1,0 +1,1 @@
+"""The `html` step type: extract with CSS selectors."""

@@ -1,0 +1,1 @@
+"""The `http` step type: call an endpoint."""

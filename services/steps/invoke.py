@@ -1,0 +1,107 @@
+"""Where a handler runs: in the event loop, in a thread, or in a process."""
+
+import asyncio
+import importlib
+import multiprocessing
+import sys
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from pydantic import BaseModel
+
+from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.step_type import StepType
+from anabranch.services.steps.worker import Invoke
+from anabranch.shared.contracts.errors import AnabranchError
+
+
+class HandlerProcessDied(AnabranchError):
+    """The process that ran a handler ended, by a crash or for want of memory; the attempt failed and may be retried."""
+
+
+@asynccontextmanager
+async def invoker(step_type: StepType[Any, Any], concurrency: int) -> AsyncIterator[Invoke]:
+    """Provide the call of a step type's handler, with the threads or processes it needs, for as long as it is used.
+
+    A thread or process cannot be stopped: an attempt that is cancelled or timed out is answered at once, what runs it
+    goes on to its end and keeps its place until then.
+    """
+    match step_type.runs_in:
+        case "loop":
+            yield step_type.handler
+        case "thread":
+            pool: Executor = ThreadPoolExecutor(concurrency, thread_name_prefix=step_type.name)
+            yield _InThread(step_type, pool)
+            pool.shutdown(wait=False, cancel_futures=True)
+        case "process":
+            processes = _InProcess(step_type, concurrency)
+            yield processes
+            processes.stop()
+
+
+class _InThread:
+    def __init__(self, step_type: StepType[Any, Any], pool: Executor) -> None:
+        self._handler = step_type.handler
+        self._pool = pool
+
+    async def __call__(self, given: BaseModel, context: StepContext) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._handler, given, context)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What of a context travels to another process."""
+
+    run_id: str
+    step: str
+    attempt: int
+    tenant: str
+    remaining_s: float
+
+
+class _InProcess:
+    def __init__(self, step_type: StepType[Any, Any], concurrency: int) -> None:
+        self._module, self._name = step_type.handler.__module__, step_type.handler.__qualname__
+        if self._module == "__main__" and (spec := sys.modules["__main__"].__spec__) is not None:
+            self._module = spec.name
+        self._concurrency = concurrency
+        self._pool = self._new_pool()
+
+    async def __call__(self, given: BaseModel, context: StepContext) -> Any:
+        about = _Attempt(context.run_id, context.step, context.attempt, context.tenant, context.remaining_s())
+        pool = self._pool
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                pool, _run_in_process, self._module, self._name, given, about
+            )
+        except BrokenProcessPool as error:
+            if self._pool is pool:  # the first to notice
+                self._pool = self._new_pool()
+            raise HandlerProcessDied(f"the process that ran {context.step} ended") from error
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        # Spawned: a fork would copy the event loop, its sockets and its threads.
+        return ProcessPoolExecutor(self._concurrency, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _run_in_process(module: str, name: str, given: BaseModel, about: _Attempt) -> Any:
+    step_type: StepType[Any, Any] = getattr(importlib.import_module(module), name)
+    context = StepContext(
+        run_id=about.run_id,
+        step=about.step,
+        attempt=about.attempt,
+        tenant=about.tenant,
+        deadline=time.monotonic() + about.remaining_s,
+        clock=time.monotonic,
+        log=structlog.get_logger(),
+    )
+    return step_type.handler(given, context)

@@ -1,0 +1,134 @@
+"""A step service, from its step type: the one place that wires a worker to Kafka and Redis."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from hashlib import blake2b
+from itertools import islice
+from typing import Any, Final, NoReturn
+
+import uuid_utils
+
+from anabranch.services.steps.invoke import invoker
+from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl, now_ms
+from anabranch.services.steps.metrics import WorkerMetrics
+from anabranch.services.steps.redis_memory import RedisMemory
+from anabranch.services.steps.settings import StepServiceSettings
+from anabranch.services.steps.step_type import StepType
+from anabranch.services.steps.worker import Worker
+from anabranch.shared.contracts.codec import encode
+from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEP_TYPES, STEPS, Topic
+from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
+from anabranch.shared.runtime.redis import RedisKeys, new_redis
+from anabranch.shared.runtime.service import Deadline, Service, run_service
+
+_KAFKA_WITHIN_S: Final = 60.0
+_LOOK_AGAIN_S: Final = 0.5  # for topics that other services create
+_OF_OTHERS: Final = (INBOX, CONTROL, STEP_TYPES, DEAD_LETTERS)
+
+
+def serve(step_type: StepType[Any, Any], settings: StepServiceSettings | None = None) -> NoReturn:
+    """Serve a step type until SIGTERM, then exit. The last line of a step service's `__main__`.
+
+    Settings come from the environment unless given; docs/step-services.md lists them.
+    """
+    run_service(f"steps.{step_type.name}", settings or StepServiceSettings(), partial(run_step_service, step_type))
+
+
+async def run_step_service(step_type: StepType[Any, Any], service: Service[StepServiceSettings]) -> None:
+    """Announce the type and work on its commands until the service stops."""
+    settings, topics = service.settings, service.settings.topics
+    waits_for = _Waiting(service)
+    await wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S))
+    await _topics_are_there(step_type, service, waits_for)
+    if service.stopping.is_set():
+        return
+    async with AsyncExitStack() as stack:
+        outbox, control = Outbox(settings), KafkaControl(settings)
+        await outbox.start()
+        stack.push_async_callback(_stop_outbox, outbox, service)
+        _announce(step_type, outbox, settings)
+        await control.start()
+        stack.push_async_callback(control.stop)
+        redis = new_redis(settings)
+        stack.push_async_callback(redis.aclose)
+        commands = KafkaCommands(settings, step_type.name, fail=service.fail)
+        stack.push_async_callback(commands.stop)  # also of a worker that failed: its sockets are closed
+        numbers = settings.worker(concurrency=step_type.concurrency)
+        worker = Worker(
+            step_type,
+            name=_name_of(settings),
+            topics=topics,
+            commands=commands,
+            results=outbox,
+            memory=RedisMemory(redis, RedisKeys(settings.topic_prefix), step_type.name),
+            control=control,
+            now_ms=now_ms,
+            log=service.log,
+            settings=numbers,
+            facts=WorkerMetrics(step_type.name, service.registry),
+            invoke=await stack.enter_async_context(invoker(step_type, numbers.concurrency)),
+            resource=await stack.enter_async_context(step_type.lifespan()) if step_type.lifespan else None,
+        )
+        service.ready_when("membership", lambda: commands.is_member or "waiting for its share of the commands")
+        waits_for.nothing()
+        await worker.run(service.stopping)
+
+
+class _Waiting:
+    """What the service waits for before it can work, for its readiness."""
+
+    def __init__(self, service: Service[Any]) -> None:
+        self._for = "Kafka"
+        service.ready_when("start", lambda: not self._for or f"waits for {self._for}")
+
+    def topics(self, missing: list[str]) -> None:
+        """Wait for topics that other services create."""
+        self._for = f"topics that other services create: {', '.join(missing)}"
+
+    def nothing(self) -> None:
+        """Wait no longer."""
+        self._for = ""
+
+
+async def _topics_are_there(
+    step_type: StepType[Any, Any], service: Service[StepServiceSettings], waits: _Waiting
+) -> None:
+    """Create our own topic; wait for those of others; check them all: a result must go to its run's partition."""
+    settings = service.settings
+    own = (STEPS, settings.topics.steps(step_type.name))
+    await ensure_topics(settings, [own])
+    others: list[tuple[Topic, str]] = [(topic, topic.name(settings.topic_prefix)) for topic in _OF_OTHERS]
+    consumer = new_consumer(settings)
+    await consumer.start()
+    try:
+        while not service.stopping.is_set():
+            there = await consumer.topics()
+            if not (missing := [name for _, name in others if name not in there]):
+                await ensure_topics(settings, [own, *others])
+                return
+            waits.topics(missing)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+    finally:
+        await consumer.stop()
+
+
+def _announce(step_type: StepType[Any, Any], outbox: Outbox, settings: StepServiceSettings) -> None:
+    """Tell the gateway of the type: pipelines that use it are checked against its schemas from now on."""
+    record = encode(
+        step_type.announcement(),
+        message_id=f"{step_type.name}/{step_type.version}",
+        source=f"anabranch/steps/{step_type.name}",
+        at_ms=now_ms(),
+        trace_id=blake2b(step_type.name.encode(), digest_size=16).hexdigest(),
+    )
+    outbox.append(settings.topics.step_types, 0, step_type.name.encode(), record.value, record.headers)
+
+
+def _name_of(settings: StepServiceSettings) -> str:
+    """Return a name that no worker had before: a restarted container has the host name and pid of its predecessor."""
+    return f"{settings.instance}-{''.join(islice(reversed(uuid_utils.uuid7().hex), 6))}"
+
+
+async def _stop_outbox(outbox: Outbox, service: Service[Any]) -> None:
+    await outbox.stop(service.deadline)

@@ -1,0 +1,1 @@
+"""The `simulate` step type: sleep, fail, return a value."""

@@ -1,0 +1,1 @@
+"""The `sql` step type: DuckDB over CSV, Parquet and JSON."""

@@ -10,14 +10,14 @@ from typing import Final
 from anabranch.services.orchestrator.core import settle
 from anabranch.services.orchestrator.core.effects import Append, Channel, Effect, SetTimer
 from anabranch.services.orchestrator.core.graph import NO_PIPELINE, compile_pipeline
-from anabranch.services.orchestrator.core.state import GRACE, RETRY, RUN_TIMEOUT, Run, Step, Stop, StopReason
-from anabranch.services.orchestrator.core.status import DISPATCHED, StepStatus
+from anabranch.services.orchestrator.core.state import GRACE, LEASE, RETRY, RUN_TIMEOUT, Run, Step, Stop, StopReason
+from anabranch.services.orchestrator.core.status import DISPATCHED, RunStatus, StepStatus
 from anabranch.services.orchestrator.core.transitions import TABLE, Fact, Ignore
 from anabranch.services.orchestrator.core.turn import SOURCE, Turn, finished
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.errors import ErrorType, StepError
-from anabranch.shared.contracts.ids import attempt_id, trace_id_of_run
+from anabranch.shared.contracts.ids import attempt_id, timer_id, trace_id_of_run
 
 RULES_VERSION: Final = 1
 """Raised whenever the same log would be decided otherwise; the golden logs in tests/golden hold it."""
@@ -51,6 +51,8 @@ _FACTS: Final[dict[type[m.Message], Fact]] = {
     m.LeaseRenewed: Fact.RENEWED,
 }
 
+_TIMER_FACTS: Final = {RETRY: Fact.RETRY_DUE, LEASE: Fact.LEASE_DUE}
+
 AttemptMessage = m.AttemptStarted | m.AttemptSucceeded | m.AttemptFailed | m.AttemptCancelled | m.LeaseRenewed
 
 
@@ -74,8 +76,8 @@ def decide(run: Run | None, message: m.RunMessage, at: int) -> Decision:
 def abandon(run: Run, error: StepError, at: int) -> Decision:
     """Return the decision that ends a run as failed, whatever its steps do: for errors of the engine itself."""
     turn = Turn(run, at)
-    turn.fail_run(error)
-    settle.end(turn, failed=True)
+    turn.error = error  # whatever the run was about to end as
+    settle.end_as(turn, RunStatus.FAILED)
     return Decision(run, tuple(turn.effects), turn=turn)
 
 
@@ -85,7 +87,7 @@ def refuse(message: m.SubmitRun, error: StepError, at: int) -> Decision:
     turn = Turn(run, at)
     _emit_started(turn)
     turn.fail_run(error)
-    settle.end(turn, failed=True)
+    settle.end_as(turn, RunStatus.FAILED)
     return Decision(run, tuple(turn.effects), turn=turn)
 
 
@@ -117,9 +119,7 @@ def _emit_started(turn: Turn) -> None:
 
 
 def _unknown_run(message: m.RunMessage, at: int) -> Decision:
-    if isinstance(message, m.LeaseRenewed):
-        return Decision(None, (_cancel_stale(message, at),), ignored=Ignore.UNKNOWN_RUN)
-    return Decision(None, ignored=Ignore.UNKNOWN_RUN)
+    return Decision(None, _tell_if_held(message, at), ignored=Ignore.UNKNOWN_RUN)
 
 
 def _continue(run: Run, message: m.ContinueRun, at: int) -> Decision:
@@ -129,7 +129,7 @@ def _continue(run: Run, message: m.ContinueRun, at: int) -> Decision:
 
 
 def _stop(run: Run, reason: StopReason, words: str, at: int) -> Decision:
-    if run.stop is not None and run.stop.reason is not StopReason.FAIL_FAST:
+    if run.is_stopped_for_good:
         return Decision(run, ignored=Ignore.ALREADY_STOPPING)
     turn = Turn(run, at)
     settle.stop(turn, Stop(reason, turn.at, words))
@@ -146,34 +146,37 @@ def _settled(turn: Turn) -> Decision:
 
 def _timer(run: Run, message: m.TimerFired, at: int) -> Decision:
     kind, _, rest = message.timer_id.partition("/")
-    due = _due_at(run, message.timer_id, kind, rest)
+    if kind in _TIMER_FACTS:
+        return _step_timer(run, message, kind, rest.rpartition("/")[0], at)
+    due = _due_at(run, message.timer_id)
     if due is None:
         return Decision(run, ignored=Ignore.STALE_TIMER)
     if max(at, run.at) < due:
         return Decision(run, (SetTimer(message.timer_id, due),), ignored=Ignore.EARLY_TIMER)
-    if kind == RUN_TIMEOUT:
-        return _stop(run, StopReason.TIMED_OUT, f"the run took longer than {(due - run.started_at) / 1000:g} s", at)
     if kind == GRACE:
         return _grace_ends(run, at)
-    index = run.pipeline.index[rest.rpartition("/")[0]]
-    return _apply(run, index, Fact.RETRY_DUE if kind == RETRY else Fact.LEASE_DUE, None, at)
+    return _stop(run, StopReason.TIMED_OUT, f"the run took longer than {(due - run.started_at) / 1000:g} s", at)
 
 
-def _due_at(run: Run, timer_id: str, kind: str, rest: str) -> int | None:
-    if kind == RUN_TIMEOUT:
-        stopping = run.stop is not None and run.stop.reason is not StopReason.FAIL_FAST
-        return None if stopping else run.timeout_at
-    if kind == GRACE:
+def _due_at(run: Run, timer: str) -> int | None:
+    if timer == GRACE:
         return run.grace_ends_at
-    index = run.pipeline.index.get(rest.rpartition("/")[0])
-    if index is None:
-        return None
-    step = run.steps[index]
-    return step.due_at if step.timer_id(run.pipeline.steps[index].id) == timer_id else None
+    return run.timeout_at if timer == RUN_TIMEOUT and not run.is_stopped_for_good else None
+
+
+def _step_timer(run: Run, message: m.TimerFired, kind: str, step_id: str, at: int) -> Decision:
+    index = run.pipeline.index.get(step_id)
+    if index is None or message.timer_id != timer_id(kind, step_id, run.steps[index].attempt):
+        return Decision(run, ignored=Ignore.STALE_TIMER)
+    due = run.steps[index].due_at
+    if due is not None and message.timer_id == run.steps[index].timer_id(step_id) and max(at, run.at) < due:
+        return Decision(run, (SetTimer(message.timer_id, due),), ignored=Ignore.EARLY_TIMER)
+    return _apply(run, index, _TIMER_FACTS[kind], None, at)
 
 
 def _grace_ends(run: Run, at: int) -> Decision:
     turn = Turn(run, at)
+    turn.stop = None if run.stop is None else replace(run.stop, grace_over=True)
     for index, step in enumerate(run.steps):
         if step.cancelling and step.status in DISPATCHED:
             turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
@@ -189,8 +192,7 @@ def _attempt(run: Run, message: AttemptMessage, at: int) -> Decision:
         return Decision(run, ignored=Ignore.UNKNOWN_STEP)
     step = run.steps[index]
     if message.attempt != step.attempt:
-        stale = (_cancel_stale(message, at),) if isinstance(message, m.LeaseRenewed) else ()
-        return Decision(run, stale, ignored=Ignore.STALE_ATTEMPT)
+        return Decision(run, _tell_if_held(message, at), ignored=Ignore.STALE_ATTEMPT)
     return _apply(run, index, _FACTS[type(message)], message, at)
 
 
@@ -198,8 +200,7 @@ def _apply(run: Run, index: int, fact: Fact, message: AttemptMessage | None, at:
     step = run.steps[index]
     row = TABLE[step.status][fact]
     if isinstance(row, Ignore):
-        still_held = isinstance(message, m.LeaseRenewed) and row is Ignore.FINISHED
-        return Decision(run, (_cancel_stale(message, at),) if still_held and message else (), ignored=row)
+        return Decision(run, _tell_if_held(message, at) if row is Ignore.FINISHED else (), ignored=row)
     turn = Turn(run, at)
     _follow(turn, index, step, fact, message)
     after = turn.step(index)
@@ -220,7 +221,7 @@ def _follow(turn: Turn, index: int, step: Step, fact: Fact, message: AttemptMess
         case m.LeaseRenewed():
             _next_attempt(turn, index, replace(step, given_back=step.given_back + 1))
         case m.AttemptCancelled():
-            _lost(turn, index, step)
+            _lost(turn, index, settle.with_start(turn, step, message.duration_ms) if message.duration_ms else step)
         case None:
             _timer_due(turn, index, step, fact)
 
@@ -250,10 +251,10 @@ def _timer_due(turn: Turn, index: int, step: Step, fact: Fact) -> None:
 
 
 def _lapse(turn: Turn, index: int, step: Step) -> None:
-    if step.suspected:
+    wait_ms = round(1000 * turn.run.submission.settings.suspect_s)
+    if step.suspected or not wait_ms:
         _lost(turn, index, step)
         return
-    wait_ms = round(1000 * turn.run.submission.settings.suspect_s)
     turn.move(index, replace(step, suspected=True, due_at=turn.at + wait_ms))
 
 
@@ -277,7 +278,10 @@ def _next_attempt(turn: Turn, index: int, step: Step) -> None:
         settle.dispatch(turn, index, step)
 
 
-def _cancel_stale(message: AttemptMessage, at: int) -> Append:
+def _tell_if_held(message: m.RunMessage | None, at: int) -> tuple[Append, ...]:
+    """Whoever still renews an attempt that nobody waits for is told to stop it; who gives one back holds nothing."""
+    if not isinstance(message, m.LeaseRenewed) or message.lease_s <= 0:
+        return ()
     record = encode(
         m.CancelStep(run_id=message.run_id, step=message.step, attempt=message.attempt),
         message_id=f"{attempt_id(message.run_id, message.step, message.attempt)}/cancel",
@@ -285,4 +289,4 @@ def _cancel_stale(message: AttemptMessage, at: int) -> Append:
         at_ms=at,
         trace_id=trace_id_of_run(message.run_id),
     )
-    return Append(Channel.CONTROL, message.run_id, record.value, record.headers)
+    return (Append(Channel.CONTROL, message.run_id, record.value, record.headers),)

@@ -33,6 +33,7 @@ class Node:
     id: str
     uses: str
     needs: tuple[int, ...]
+    tolerated: tuple[str, ...]  # those of its needs whose failure counts as a success for `succeeded()`
     input: Template
     condition: Condition | None
     retry: RetryPolicy
@@ -105,6 +106,7 @@ def _compile_step(step_id: str, step: StepSpec, spec: PipelineSpec, index: Mappi
         id=step_id,
         uses=step.uses,
         needs=tuple(index[need] for need in dict.fromkeys(step.needs)),
+        tolerated=tuple(need for need in dict.fromkeys(step.needs) if spec.steps[need].continue_on_error),
         input=compile_template(step.with_),
         condition=None if step.if_ is None else compile_condition(step.if_),
         retry=policy,

@@ -39,7 +39,7 @@ def settle(turn: Turn) -> None:
         _settle_step(turn, index)
     turn.flush_queued()
     if not turn.open:
-        end(turn, failed=turn.error is not None)
+        end_as(turn, _outcome(turn))
     elif not turn.budget and _more_to_settle(turn):
         _continue_later(turn)
 
@@ -51,7 +51,7 @@ def stop(turn: Turn, why: Stop) -> None:
     if why.reason is not StopReason.FAIL_FAST:
         turn.effects.append(DropTimer(RUN_TIMEOUT))
     if why.reason is StopReason.TIMED_OUT:
-        turn.fail_run(StepError.of(ErrorType.RUN_TIMEOUT, why.message))
+        turn.error = StepError.of(ErrorType.RUN_TIMEOUT, why.message)  # status and error of a run agree
     grace_ms = round(1000 * turn.run.submission.settings.cancel_grace_s)
     turn.effects.append(SetTimer(GRACE, why.at_ms + grace_ms))
     for index in range(len(turn.run.steps)):
@@ -132,7 +132,7 @@ def _condition_holds(turn: Turn, index: int) -> bool:
     if node.condition is None:
         return not turn.unhappy(index)
     needs = {turn.node(need).id: turn.step(need).status.value for need in node.needs}
-    return node.condition.evaluate(_context(turn, node.condition), needs)
+    return node.condition.evaluate(_context(turn, node.condition), needs, tolerated=node.tolerated)
 
 
 def _context(turn: Turn, expression: Template | Condition) -> dict[str, Any]:
@@ -224,8 +224,7 @@ def dead_letter_command(turn: Turn, index: int, step: Step, error: StepError) ->
 
 def succeed(turn: Turn, index: int, message: m.AttemptSucceeded) -> None:
     """The current attempt returned an output."""
-    step = turn.step(index)
-    _finish_with(turn, index, replace(step, started_at=_started_at(turn, step, message.duration_ms)), message.output)
+    _finish_with(turn, index, with_start(turn, turn.step(index), message.duration_ms), message.output)
 
 
 def _finish_with(turn: Turn, index: int, step: Step, output: Any) -> None:
@@ -242,8 +241,7 @@ def _finish_with(turn: Turn, index: int, step: Step, output: Any) -> None:
 
 def fail_attempt(turn: Turn, index: int, message: m.AttemptFailed) -> None:
     """The current attempt failed: wait for the next, or fail the step."""
-    step = turn.step(index)
-    step = replace(step, started_at=_started_at(turn, step, message.duration_ms), error=message.error)
+    step = replace(with_start(turn, turn.step(index), message.duration_ms), error=message.error)
     verdict = _retry_verdict(turn, index, step, message)
     match verdict:
         case RetryAfter(delay_s):
@@ -284,15 +282,16 @@ def fail(turn: Turn, index: int, step: Step, error: StepError, *, timed_out: boo
     node = turn.node(index)
     status = StepStatus.TIMED_OUT if timed_out else StepStatus.FAILED
     turn.change(index, finished(step, status, turn.at, error=error, output=None))
-    if node.continue_on_error:
+    if node.continue_on_error or turn.is_stopped_for_good:  # what breaks while it is stopped is not why the run ends
         return
     turn.fail_run(StepError.of(error.type, f"step {node.id}: {error.message}", {"step": node.id}))
     if turn.run.pipeline.fail_fast and turn.stop is None:
         stop(turn, Stop(StopReason.FAIL_FAST, turn.at, f"step {node.id} failed"))
 
 
-def _started_at(turn: Turn, step: Step, duration_ms: int) -> int:
-    return max(turn.at - duration_ms, step.queued_at or 0)
+def with_start(turn: Turn, step: Step, duration_ms: int) -> Step:
+    """Return the step with the start that the duration its worker measured tells, never before it was queued."""
+    return replace(step, started_at=max(turn.at - max(duration_ms, 0), step.queued_at or 0))
 
 
 def _too_large(what: str, size: int, limit: int) -> StepError:
@@ -302,17 +301,16 @@ def _too_large(what: str, size: int, limit: int) -> StepError:
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
-def _outcome(turn: Turn, *, failed: bool) -> RunStatus:
+def _outcome(turn: Turn) -> RunStatus:
     if turn.stop is not None and turn.stop.reason is StopReason.TIMED_OUT:
         return RunStatus.TIMED_OUT
     if turn.stop is not None and turn.stop.reason is StopReason.CANCELLED:
         return RunStatus.CANCELLED
-    return RunStatus.FAILED if failed else RunStatus.SUCCEEDED
+    return RunStatus.SUCCEEDED if turn.error is None else RunStatus.FAILED
 
 
-def end(turn: Turn, *, failed: bool) -> None:
+def end_as(turn: Turn, status: RunStatus) -> None:
     """The run's last event: what it ended as, its outputs or its error."""
-    status = _outcome(turn, failed=failed)
     outputs: Any = None
     if status is RunStatus.SUCCEEDED:
         try:

@@ -63,6 +63,7 @@ class Stop:
     reason: StopReason
     at_ms: int
     message: str
+    grace_over: bool = False  # the workers that have not answered are no longer waited for
 
 
 @dataclass(slots=True)
@@ -118,13 +119,18 @@ class Run:
     @property
     def grace_ends_at(self) -> int | None:
         """When a stopping run no longer waits for its workers' answers, milliseconds of broker time."""
-        if self.stop is None:
+        if self.stop is None or self.stop.grace_over:
             return None
         return self.stop.at_ms + round(1000 * self.submission.settings.cancel_grace_s)
 
+    @property
+    def is_stopped_for_good(self) -> bool:
+        """Whether a cancel or the run's own limit stopped it: nothing starts any more, and nothing stops it again."""
+        return self.stop is not None and self.stop.reason is not StopReason.FAIL_FAST
+
     def timers(self) -> dict[str, int]:
         """Return every timer the run has armed: its id and when it is due, milliseconds of broker time."""
-        due = {RUN_TIMEOUT: self.timeout_at} if self.stop is None or self.stop.reason is StopReason.FAIL_FAST else {}
+        due = {} if self.is_stopped_for_good else {RUN_TIMEOUT: self.timeout_at}
         if (grace := self.grace_ends_at) is not None:
             due[GRACE] = grace
         for node, step in zip(self.pipeline.steps, self.steps, strict=True):

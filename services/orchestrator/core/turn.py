@@ -3,13 +3,15 @@
 So the run stays as it is when deciding fails.
 """
 
+from bisect import insort
 from dataclasses import replace
 from heapq import heappop, heappush
+from operator import neg
 from typing import Final
 
 from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, Effect, SetTimer
 from anabranch.services.orchestrator.core.graph import Node
-from anabranch.services.orchestrator.core.state import Run, Step
+from anabranch.services.orchestrator.core.state import Run, Step, StopReason
 from anabranch.services.orchestrator.core.status import IN_FLIGHT, TERMINAL, StepStatus
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Encoded, encode, trace_id_or
@@ -19,6 +21,8 @@ from anabranch.shared.contracts.limits import STEPS_PER_TURN
 from anabranch.shared.contracts.times import rfc3339
 
 SOURCE: Final = "/anabranch/orchestrator"
+
+_FEW: Final = 8  # steps that are put into their places one by one; more are sorted in
 
 _STEP_EVENT: Final = {
     StepStatus.RUNNING: "StepStarted",
@@ -74,6 +78,11 @@ class Turn:
         """Return how many of a step's needs ended so that `succeeded()` does not hold."""
         return self._unhappy.get(index, self.run.unhappy[index])
 
+    @property
+    def is_stopped_for_good(self) -> bool:
+        """Whether a cancel or the run's own limit has stopped the run."""
+        return self.stop is not None and self.stop.reason is not StopReason.FAIL_FAST
+
     # --- changing steps -------------------------------------------------------------------------------------------
 
     def move(self, index: int, after: Step) -> None:
@@ -103,11 +112,12 @@ class Turn:
             self._unmet[dependent] = left
             if not happy:
                 self._unhappy[dependent] = self.unhappy(dependent) + 1
-            if not left and self.step(dependent).status is StepStatus.PENDING:
+            if not left and self._is_pending(dependent):
                 heappush(self._ready, dependent)
 
     def next_ready(self) -> int | None:
         """Take the first pending step, in the order of the definition, that has no unmet need."""
+        self._pass_over_cancelled()
         backlog = self.run.backlog
         waiting = backlog[-1 - self._taken] if self._taken < len(backlog) else None
         if self._ready and (waiting is None or self._ready[0] < waiting):
@@ -119,7 +129,19 @@ class Turn:
     @property
     def has_ready(self) -> bool:
         """Whether `next_ready` has a step to take."""
+        self._pass_over_cancelled()
         return bool(self._ready) or self._taken < len(self.run.backlog)
+
+    def _pass_over_cancelled(self) -> None:
+        """Drop the steps that a stop cancelled while they waited for the window: a restored run does not know them."""
+        backlog = self.run.backlog
+        while self._ready and not self._is_pending(self._ready[0]):
+            heappop(self._ready)
+        while self._taken < len(backlog) and not self._is_pending(backlog[-1 - self._taken]):
+            self._taken += 1
+
+    def _is_pending(self, index: int) -> bool:
+        return self.step(index).status is StepStatus.PENDING
 
     # --- effects --------------------------------------------------------------------------------------------------
 
@@ -202,9 +224,12 @@ class Turn:
             run.unhappy[index] = count
         if self._taken:
             del run.backlog[-self._taken :]
-        if self._ready:
+        if len(self._ready) > _FEW:
             run.backlog.extend(self._ready)
             run.backlog.sort(reverse=True)
+        else:
+            for index in self._ready:
+                insort(run.backlog, index, key=neg)
 
 
 def finished(step: Step, status: StepStatus, at: int, **changes: object) -> Step:

@@ -31,7 +31,7 @@ STOP_DEADLINE_S = 15.0  # longer than the services' own, so that SIGKILL is for 
 class LocalStack:
     """The stack as an async context manager: ready when entered, all processes gone when left.
 
-    `env` is added to every service's environment, `role_env` to that of one role. `bootstrap` and `redis_url` name a
+    `port` is the gateway's, 0 for any free one. `env` is added to every service's environment, `role_env` to that of one role. `bootstrap` and `redis_url` name a
     Kafka and a Redis to use instead of starting them. With `restart=False` a child that dies stays dead. Raises
     HomeError when another stack has the directory, and StackFailedError when a child does not become ready.
     """
@@ -222,7 +222,7 @@ class LocalStack:
             env=inherited({**self._common_env(), **self._role_env.get(configured.role, {}), **env}),
             log=self.home.path / "logs" / f"{name}.log",
             console=self._console,
-            port=free_port(preferred=self._port if is_gateway else None, besides=taken),
+            port=free_port(preferred=(self._port or None) if is_gateway else None, besides=taken),
             keeps_port=is_gateway,
         )
         self._running[name] = service

@@ -43,61 +43,54 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 
 
 class InboxReader:
-    """Reads the inbox for all partitions of the process with one consumer, each from where its task says."""
+    """Reads the inbox for all partitions of the process with one consumer, each from where its task says.
+
+    Every partition is assigned from the start and paused while nobody here owns it: an assignment that changes would
+    throw away what is under way and ask for metadata again, which takes seconds.
+    """
 
     def __init__(self, settings: OrchestratorSettings) -> None:
         self._topic = settings.topics.inbox
+        self._partitions = [TopicPartition(self._topic, number) for number in range(settings.run_partitions)]
         self._consumer: AIOKafkaConsumer = new_consumer(settings)
         self._logs: dict[TopicPartition, KafkaPartitionLog] = {}
-        self._changed = asyncio.Event()
 
     async def start(self) -> None:
         """Connect."""
         await self._consumer.start()
+        self._consumer.assign(self._partitions)
+        self._consumer.pause(*self._partitions)
+        for tp in self._partitions:
+            self._consumer.seek(tp, 0)
 
     async def stop(self) -> None:
         """Close the connection."""
         await self._consumer.stop()
 
-    async def watch(self, log: "KafkaPartitionLog", offset: int | None) -> None:
-        """Serve the log's partition from `offset`, or from the first record there is."""
-        tp = TopicPartition(self._topic, log.partition)
-        if offset is None:
-            offset = (await self._consumer.beginning_offsets([tp]))[tp]
+    def watch(self, log: "KafkaPartitionLog", offset: int) -> None:
+        """Serve the log's partition from `offset`."""
+        tp = self._partitions[log.partition]
         log.next_offset = offset
         self._logs[tp] = log
-        self._assign()
+        self._consumer.seek(tp, offset)
+        self._consumer.resume(tp)
 
     def unwatch(self, log: "KafkaPartitionLog") -> None:
         """Serve the log no more."""
-        tp = TopicPartition(self._topic, log.partition)
+        tp = self._partitions[log.partition]
         if self._logs.get(tp) is log:
             del self._logs[tp]
-            self._assign()
+            self._consumer.pause(tp)
 
     def resume(self, log: "KafkaPartitionLog") -> None:
         """Serve a partition again that was paused because its log was full."""
-        tp = TopicPartition(self._topic, log.partition)
+        tp = self._partitions[log.partition]
         if self._logs.get(tp) is log:
             self._consumer.resume(tp)
-
-    def _assign(self) -> None:
-        self._changed.set()
-        if not self._logs:
-            self._consumer.unsubscribe()
-            return
-        self._consumer.assign(list(self._logs))
-        for tp, log in self._logs.items():
-            self._consumer.seek(tp, log.next_offset)
-            if log.is_full:
-                self._consumer.pause(tp)
 
     async def run(self) -> None:
         """Hand records to their logs until cancelled; what the consumer raises is handed to every log."""
         while True:
-            if not self._logs:
-                self._changed.clear()
-                await self._changed.wait()
             try:
                 await self._poll()
             except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
@@ -202,11 +195,8 @@ class KafkaPartitionLog:
         return live
 
     async def seek(self, offset: int | None) -> None:
-        """Take from this offset on, or from the first record there is."""
-        try:
-            await self._reader.watch(self, offset)
-        except KafkaError as error:
-            raise RestoreFailed(f"inbox partition {self._partition} cannot be found: {error!r}") from error
+        """Take from this offset on. Without a checkpoint that is the first record ever: if it is gone, it was lost."""
+        self._reader.watch(self, offset or 0)
 
     # --- take -----------------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ class PartitionLog(Protocol):
         """Return the live records of the changelog, committed ones only, to its end. Raises `RestoreFailed`."""
 
     async def seek(self, offset: int | None) -> None:
-        """Take from this offset on, or from the first record there is."""
+        """Take from this offset on, or from the first record there ever was."""
 
     async def take(self, wait_s: float) -> Sequence[InboxRecord]:
         """Return what has arrived, as soon as there is any; nothing after `wait_s` or an `interrupt`.

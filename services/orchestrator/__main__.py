@@ -20,6 +20,7 @@ _KAFKA_WAIT_S = 60.0
 async def main(service: Service[OrchestratorSettings]) -> None:
     """Own partitions until told to stop."""
     settings, logger = service.settings, service.log
+    service.ready_when("membership", lambda: "waiting for Kafka")
     await wait_for_kafka(settings, Deadline.after(_KAFKA_WAIT_S))
     await ensure_topics(settings, [(topic, topic.name(settings.topic_prefix)) for topic in _OWNED_TOPICS])
     metrics = OrchestratorMetrics(service.registry)

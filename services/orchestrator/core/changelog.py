@@ -21,6 +21,7 @@ from anabranch.services.orchestrator.core.graph import compile_pipeline
 from anabranch.services.orchestrator.core.partition import HEAD, Partition
 from anabranch.services.orchestrator.core.state import Run, Step, Stop
 from anabranch.shared.contracts.errors import AnabranchError, StepError
+from anabranch.shared.contracts.expressions import ExpressionError
 from anabranch.shared.contracts.messages import SubmitRun
 
 CHECKPOINT_KEY: Final = b"_checkpoint"
@@ -78,9 +79,8 @@ def take_changes(partition: Partition, offset: int) -> list[Change]:
     changes: list[Change] = []
     for run_id, indices in partition.changed.items():
         run = partition.runs.get(run_id)
-        if run is None:
-            changes += _ended(partition, run_id)
-        else:
+        changes += _ended(partition, run_id)
+        if run is not None:
             changes += _changed(run, indices, partition.written.setdefault(run_id, set()))
     partition.changed = {}
     changes += [(run_id.encode(), None) for run_id in partition.forget_expired()]
@@ -91,7 +91,8 @@ def take_changes(partition: Partition, offset: int) -> list[Change]:
 def _changed(run: Run, indices: set[int], written: set[int]) -> Iterable[Change]:
     key = run.id
     if HEAD not in written:
-        yield f"{key}/{_SUBMISSION}".encode(), _dump(_SUBMISSIONS, run.submission)
+        # With its defaults: what the gateway stamped stays, although a later version may have others.
+        yield f"{key}/{_SUBMISSION}".encode(), _SUBMISSIONS.dump_json(run.submission)
     head = Head(run.seq, run.at, run.started_at, run.continued, run.stop, run.error, run.quarantined)
     yield key.encode(), _dump(_HEAD, head)
     for index in sorted(indices):
@@ -101,18 +102,16 @@ def _changed(run: Run, indices: set[int], written: set[int]) -> Iterable[Change]
 
 
 def _ended(partition: Partition, run_id: str) -> Iterable[Change]:
+    """Delete what an ended run of this id left in the changelog, and keep that it has finished if that is promised."""
     finished = next(
         (Finished(ended[run_id], keep_s) for keep_s, ended in partition.finished.items() if run_id in ended), None
     )
-    written = partition.written.pop(run_id, set())
-    if finished is not None or written:
+    left_over = partition.left_over.pop(run_id, None)
+    if finished is not None or left_over is not None:
         yield run_id.encode(), None if finished is None else _dump(_HEAD, finished)
-    if not written:
-        return
-    yield f"{run_id}/{_SUBMISSION}".encode(), None
-    steps = partition.ended_steps.pop(run_id, ())
-    for index in sorted(written - {HEAD}):
-        yield f"{run_id}/{steps[index]}".encode(), None
+    if left_over is not None:
+        for name in (_SUBMISSION, *left_over):
+            yield f"{run_id}/{name}".encode(), None
 
 
 def restore(records: Mapping[bytes, bytes]) -> tuple[Partition, Checkpoint | None]:
@@ -143,7 +142,13 @@ def restore(records: Mapping[bytes, bytes]) -> tuple[Partition, Checkpoint | Non
     for run_id, head in heads.items():
         if run_id not in submissions:
             raise ChangelogCorrupt(f"run {run_id} has no submission in the changelog; restore the topic from a backup")
-        run = _restore_run(submissions[run_id], head, steps.get(run_id, {}))
+        try:
+            run = _restore_run(submissions[run_id], head, steps.get(run_id, {}))
+        except (ValueError, KeyError, ExpressionError) as error:
+            raise ChangelogCorrupt(
+                f"run {run_id} cannot be restored, its definition is not understood: {error!r}; start the version that"
+                " wrote it and let the run end, or delete its records"
+            ) from error
         partition.runs[run_id] = run
         partition.written[run_id] = {HEAD, *(run.pipeline.index[step] for step in steps.get(run_id, {}))}
     partition.at = checkpoint.at_ms if checkpoint is not None else 0

@@ -23,7 +23,7 @@ class Partition:
     at: int = 0  # broker time, ms, of the latest record; never steps back
     changed: dict[str, set[int]] = field(default_factory=dict)  # since the last checkpoint: run id -> steps, HEAD
     written: dict[str, set[int]] = field(default_factory=dict)  # what stands in the changelog of each active run
-    ended_steps: dict[str, tuple[str, ...]] = field(default_factory=dict)  # step ids of ended runs still in there
+    left_over: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what stands in there of ended ones: step ids
 
     def decide(self, message: m.RunMessage, at: int) -> Decision:
         """Return what the message means. Nothing changes before `commit`."""
@@ -41,19 +41,31 @@ class Partition:
         if run is None or turn is None:
             return
         decision.commit()
+        if run.id not in self.runs:
+            self._displace(run.id)
         self.changed.setdefault(run.id, set()).update(turn.changed, (HEAD,))
         if not turn.ended:
             self.runs[run.id] = run
             return
         self.runs.pop(run.id, None)
-        if run.id in self.written:
-            self.ended_steps[run.id] = tuple(node.id for node in run.pipeline.steps)
+        if (written := self.written.pop(run.id, None)) is not None:
+            self.left_over[run.id] = tuple(run.pipeline.steps[i].id for i in sorted(written - {HEAD}))
         if run.submission.keep_s:
             self.finished.setdefault(run.submission.keep_s, {})[run.id] = self.at
 
+    def _displace(self, run_id: str) -> None:
+        """A run begins whose id an earlier one may have had: nothing of that one counts any more."""
+        self.changed.pop(run_id, None)
+        for ended in self.finished.values():
+            if ended.pop(run_id, None) is not None:
+                self.left_over.setdefault(run_id, ())
+
     def abandon(self, message: m.RunMessage, error: Exception, at: int) -> Decision:
         """Return the decision that fails the run of a message on which `decide` raised."""
-        words = StepError.of(ErrorType.ENGINE_ERROR, f"deciding {message.type} raised {type(error).__name__}: {error}")
+        # An exception's own words may name addresses or a set's order: they are in the dead letter, not in the run.
+        words = StepError.of(
+            ErrorType.ENGINE_ERROR, f"deciding {message.type} raised {type(error).__name__}; see the dead letters"
+        )
         run = self.runs.get(message.run_id)
         if run is not None:
             return abandon(run, words, at)
@@ -85,6 +97,7 @@ class Partition:
             for run_id in expired:
                 del ended[run_id]
             forgotten += expired
+        self.finished = {keep_s: ended for keep_s, ended in self.finished.items() if ended}
         return forgotten
 
 

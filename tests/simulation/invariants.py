@@ -1,0 +1,200 @@
+"""What must hold at the end of every simulation: the guarantees of the architecture, §9."""
+
+import hashlib
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from anabranch.services.orchestrator.core import changelog
+from anabranch.services.orchestrator.core.effects import Channel
+from anabranch.shared.contracts import messages as m
+
+from .oracle import Output, Restored, Told, tell
+from .processes import OrchestratorProcess, WorkerProcess
+from .workload import USES
+
+if TYPE_CHECKING:
+    from .broker import Record
+    from .simulation import World
+
+
+def check_quiet(world: "World") -> None:
+    """Nothing is in flight: no run, timer, lease or command. Called before the processes stop."""
+    say = world.unhandled.append
+    for slot in world.slots:
+        process = slot.process
+        if process is None or not process.host.is_alive:
+            continue
+        if isinstance(process, OrchestratorProcess):
+            for number, task in process.owner.tasks.items():
+                if task.partition.runs:
+                    say(f"{process.host.name} still has runs in partition {number}")
+                if len(task._timers):
+                    say(f"{process.host.name} still has timers in partition {number}")
+        elif isinstance(process, WorkerProcess) and process.worker._attempts:
+            say(f"{process.host.name} still has {list(process.worker._attempts)} in hand")
+    for group, partitions in ((world.inbox_group, world.broker.topics.runs),):
+        owned = Counter(
+            number
+            for slot in world.slots
+            if isinstance(slot.process, OrchestratorProcess) and slot.process.host.is_alive
+            for number in slot.process.owner.tasks
+        )
+        if owned != Counter(range(partitions)):
+            say(f"partitions are owned {dict(owned)} times in generation {group.generation}")
+
+
+def check(world: "World") -> list[str]:
+    """Return everything that is wrong."""
+    faults = list(world.unhandled)
+    told = [_tell(world, partition) for partition in range(world.broker.topics.runs)]
+    faults += [f"partition {number}: {fault}" for number, one in enumerate(told) for fault in one.faults]
+    faults += _check_ends(world)
+    faults += _check_events(world, told)
+    faults += _check_outputs(world, told)
+    faults += _check_handlers(world, told)
+    faults += _check_commands(world)
+    faults += _check_dead_letters(world)
+    faults += _check_forgetting(world, told)
+    return faults
+
+
+def _tell(world: "World", partition: int) -> Told:
+    inbox = world.broker.log(world.broker.topics.inbox, partition).records
+    last = Restored(partition, world.broker.changelogs[partition].live())
+    told = tell(inbox, [r for r in world.restored if r.partition == partition] + [last])
+    value = last.live.get(changelog.CHECKPOINT_KEY)
+    offset = 0 if value is None else changelog.restore({changelog.CHECKPOINT_KEY: value})[1].offset  # type: ignore[union-attr]
+    if offset != len(inbox):
+        told.faults.append(f"stopped at offset {offset} of {len(inbox)}")
+    return told
+
+
+def _check_ends(world: "World") -> list[str]:
+    """Every accepted run ends, and none because it hung."""
+    return [f"run {s.message.run_id} has no end" for s in world.submissions if s.message.run_id not in world.ended]
+
+
+def _check_events(world: "World", told: list[Told]) -> list[str]:
+    """One sequence per run, without gap, each repeat byte for byte; and it is what the inbox says."""
+    faults = []
+    for partition, one in enumerate(told):
+        seen: dict[str, list[bytes]] = {}
+        for record in world.broker.log(world.broker.topics.run_events, partition).records:
+            faults += _check_event(seen, record)
+        for run_id, events in one.events.items():
+            if seen.get(run_id, []) != events:
+                faults.append(f"run {run_id}: {len(seen.get(run_id, []))} events, the inbox says {len(events)}, or others")
+        faults += [f"run {run_id}: events, but the inbox knows no such run" for run_id in seen.keys() - one.events.keys()]
+        for events in seen.values():
+            faults += _check_results(events)
+    return faults
+
+
+def _check_event(seen: dict[str, list[bytes]], record: "Record") -> list[str]:
+    assert record.key is not None and record.value is not None
+    run_id, _, number = dict(record.headers)["ce_id"].decode().rpartition("/")
+    events, seq = seen.setdefault(run_id, []), int(number)
+    if seq <= len(events):
+        return [] if events[seq - 1] == record.value else [f"run {run_id}: event {seq} was repeated as another"]
+    if seq > len(events) + 1:
+        return [f"run {run_id}: event {seq} follows {len(events)}"]
+    events.append(record.value)
+    return []
+
+
+def _check_results(events: list[bytes]) -> list[str]:
+    """At most one result per step."""
+    ends = Counter[str]()
+    for value in events:
+        event = m.RUN_EVENTS.validate_json(value)
+        if isinstance(event, m.StepChanged) and event.status in _ENDED_STEPS:
+            ends[f"{event.run_id}/{event.step}"] += 1
+    return [f"step {step} has {count} results" for step, count in ends.items() if count > 1]
+
+
+_ENDED_STEPS = {"succeeded", "failed", "timed_out", "cancelled", "skipped"}
+
+
+def _check_outputs(world: "World", told: list[Told]) -> list[str]:
+    """Commands and cancellations are those that the inbox says, no more and no fewer, byte for byte."""
+    topics = world.broker.topics
+    faults = []
+    for channel, name, partitions in (
+        (Channel.COMMANDS, topics.steps(USES), topics.steps_partitions),
+        (Channel.CONTROL, topics.control, 1),
+    ):
+        said = set[Output]().union(*(one.outputs[channel] for one in told))
+        sent = {
+            Output(record.key or b"", record.value or b"", record.headers)
+            for log in world.logs(name, partitions)
+            for record in log.records
+        }
+        if said != sent:
+            faults.append(f"{channel}: {len(said - sent)} records are missing, {len(sent - said)} should not be there")
+    return faults
+
+
+def _check_handlers(world: "World", told: list[Told]) -> list[str]:
+    """A handler starts after what it needs, not after its cancellation, and once while its worker and Redis live."""
+    faults = []
+    ended = {key: offset for one in told for key, offset in one.ended_at.items()}
+    needs = {key: names for one in told for key, names in one.needs.items()}
+    for start in world.journal.starts:
+        for need in needs.get((start.run_id, start.step), ()):
+            if ended.get((start.run_id, need), 1 << 60) >= start.inbox_end:
+                faults.append(f"{start.attempt} was started before {need} had ended")
+        if start.cancelled_before:
+            faults.append(f"{start.attempt} was started by {start.host.name}, which was started after its cancellation")
+        if start.needlessly_again:
+            faults.append(f"{start.attempt} was started again by {start.host.name} at {start.at_s:.3f}")
+    return faults
+
+
+def _check_commands(world: "World") -> list[str]:
+    """No command is left unreleased."""
+    topics = world.broker.topics
+    return [
+        f"command partition {number} is committed up to {world.steps_group.committed.get(number, 0)} of {log.end}"
+        for number, log in enumerate(world.logs(topics.steps(USES), topics.steps_partitions))
+        if world.steps_group.committed.get(number, 0) != log.end
+    ]
+
+
+def _check_dead_letters(world: "World") -> list[str]:
+    """What was poison is a dead letter, and nothing else is, except steps that took their workers with them."""
+    letters = [r for log in world.logs(world.broker.topics.dead_letters, world.broker.topics.runs) for r in log.records]
+    poison = {r.headers for r in letters if b'"Undecodable"' in (r.value or b"")}
+    others = [r.value for r in letters if b'"Undecodable"' not in (r.value or b"") and b"WorkerLost" not in (r.value or b"")]
+    faults = [f"{len(poison)} dead letters of {world.poisoned} poison messages"] if len(poison) != world.poisoned else []
+    return faults + [f"a dead letter of {value!r}" for value in others]
+
+
+def _check_forgetting(world: "World", told: list[Told]) -> list[str]:
+    """When every key's time is over, nothing is left but the checkpoint."""
+    faults = []
+    for number, one in enumerate(told):
+        live = dict(world.broker.changelogs[number].live())
+        partition, _ = changelog.restore(live)
+        partition.at += 10**12
+        for key, value in changelog.take_changes(partition, 0):
+            if value is None:
+                live.pop(key, None)
+        if live.keys() - {changelog.CHECKPOINT_KEY}:
+            faults.append(f"the changelog of partition {number} keeps {sorted(live)[:3]}")
+        if one.partition.runs:
+            faults.append(f"partition {number}: the inbox says that {len(one.partition.runs)} runs have not ended")
+    return faults
+
+
+def digest(world: "World") -> str:
+    """Return a digest of everything that was ever appended."""
+    hashed = hashlib.blake2b(digest_size=16)
+    topics = world.broker.topics
+    for name, partitions in (
+        (topics.inbox, topics.runs), (topics.run_events, topics.runs), (topics.control, 1),
+        (topics.steps(USES), topics.steps_partitions), (topics.dead_letters, topics.runs),
+    ):  # fmt: skip
+        for log in world.logs(name, partitions):
+            for record in log.records:
+                hashed.update(repr(record).encode())
+    return hashed.hexdigest()

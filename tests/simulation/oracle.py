@@ -1,0 +1,116 @@
+"""What the inbox alone says: every record decided once, in order, in one process that nothing happens to."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from anabranch.services.orchestrator.core import changelog
+from anabranch.services.orchestrator.core.effects import Append, Channel
+from anabranch.services.orchestrator.core.partition import Partition, to_runs
+from anabranch.services.orchestrator.core.state import Run
+from anabranch.services.orchestrator.core.status import TERMINAL
+from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.codec import Headers, Undecodable, decode
+
+from .broker import Record
+
+
+class Output(NamedTuple):
+    """A record that deciding the inbox leads to."""
+
+    key: bytes
+    value: bytes
+    headers: Headers
+
+
+class Restored(NamedTuple):
+    """A changelog as a partition task read it when it took over."""
+
+    partition: int
+    live: Mapping[bytes, bytes]
+
+
+@dataclass(slots=True)
+class Told:
+    """What one partition of the inbox says."""
+
+    partition: Partition = field(default_factory=Partition)
+    outputs: dict[Channel, set[Output]] = field(default_factory=lambda: {channel: set() for channel in Channel})
+    events: dict[str, list[bytes]] = field(default_factory=dict)  # by run
+    ended_at: dict[tuple[str, str], int] = field(default_factory=dict)  # (run, step) -> offset of its end
+    needs: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def tell(inbox: Iterable[Record], restored: Iterable[Restored]) -> Told:
+    """Decide a partition of the inbox, and compare every changelog that was restored on the way."""
+    told = Told()
+    waiting = sorted(((_offset(r.live), r.live) for r in restored), key=lambda pair: pair[0])
+    waiting.reverse()
+    for record in inbox:
+        while waiting and waiting[-1][0] <= record.offset:
+            _compare(told, *waiting.pop())
+        _decide(told, record)
+    while waiting:
+        _compare(told, *waiting.pop())
+    return told
+
+
+def _offset(live: Mapping[bytes, bytes]) -> int:
+    value = live.get(changelog.CHECKPOINT_KEY)
+    return 0 if value is None else changelog.restore({changelog.CHECKPOINT_KEY: value})[1].offset  # type: ignore[union-attr]
+
+
+def _decide(told: Told, record: Record) -> None:
+    message = decode(m.INBOX, record.value)
+    if isinstance(message, Undecodable):
+        return
+    for part in to_runs(message):
+        decision = told.partition.decide(part, record.at_ms)
+        told.partition.commit(decision, record.at_ms)
+        for effect in decision.effects:
+            if isinstance(effect, Append):
+                _note(told, part.run_id, effect)
+        if decision.turn is not None:
+            _note_ends(told, decision.turn.run, decision.turn.changed, record.offset)
+
+
+def _note(told: Told, run_id: str, effect: Append) -> None:
+    told.outputs[effect.channel].add(Output(effect.key.encode(), effect.value, effect.headers))
+    if effect.channel is Channel.RUN_EVENTS:
+        told.events.setdefault(run_id, []).append(effect.value)
+
+
+def _note_ends(told: Told, run: Run, changed: Mapping[int, Any], offset: int) -> None:
+    for index, step in changed.items():
+        node = run.pipeline.steps[index]
+        if step.status in TERMINAL:
+            told.ended_at.setdefault((run.id, node.id), offset)
+        told.needs[run.id, node.id] = tuple(run.pipeline.steps[need].id for need in node.needs)
+
+
+def _compare(told: Told, offset: int, live: Mapping[bytes, bytes]) -> None:
+    """A restored changelog is what deciding everything before its offset leads to."""
+    partition, _ = changelog.restore(live)
+    expected = told.partition
+    if _runs(partition) != _runs(expected):
+        told.faults.append(f"the changelog at offset {offset} restores to other runs than the inbox says")
+    if partition.at != expected.at or _finished(partition) != _finished(expected):
+        told.faults.append(f"the changelog at offset {offset} restores to other finished runs or another time")
+
+
+def _runs(partition: Partition) -> dict[str, object]:
+    return {
+        run.id: (run.submission, run.started_at, run.at, run.seq, run.continued, run.stop, run.error, run.steps,
+                 run.open, run.in_flight, run.unmet, run.unhappy, run.backlog)
+        for run in partition.runs.values()
+    }  # fmt: skip
+
+
+def _finished(partition: Partition) -> dict[str, int]:
+    return {
+        run_id: at
+        for keep_s, ended in partition.finished.items()
+        for run_id, at in ended.items()
+        if partition.at < at + 1000 * keep_s
+    }

@@ -32,7 +32,8 @@ def refused(body: bytes, media_type: str) -> SourceError:
 
 
 def test_yaml_words_of_1_1_are_strings() -> None:
-    body = b"on: yes\noff: no\nn: 0o17\nx: 010\nh: 0x1F\nt: 12:30:45\nd: 2026-01-01\nnull_: ~\nempty:\ntrue_: True\nu: 1_000\n"
+    body = b"on: yes\noff: no\nn: 0o17\nx: 010\nh: 0x1F\nt: 12:30:45\n"
+    body += b"d: 2026-01-01\nnull_: ~\nempty:\ntrue_: True\nu: 1_000\n"
     assert parse_source(body, YAML).value == {
         "on": "yes", "off": "no", "n": 15, "x": 10, "h": 31, "t": "12:30:45", "d": "2026-01-01", "null_": None,
         "empty": None, "true_": True, "u": "1_000",

@@ -22,7 +22,10 @@ EVERYTHING = {
         "page": {
             "uses": "http",
             "with": {"url": "${{ inputs.url }}"},
-            "retry": {"max_attempts": 4, "initial": "500ms", "factor": 2, "max": "30s", "jitter": "full", "retry_on": ["E"], "if": "attempt < 3"},
+            "retry": {
+                "max_attempts": 4, "initial": "500ms", "factor": 2, "max": "30s", "jitter": "full",
+                "retry_on": ["E"], "if": "attempt < 3",
+            },
             "timeout": "20s", "total_timeout": "1h", "queue_timeout": 5,
             "cache": {"ttl": "1h"},
         },
@@ -67,8 +70,10 @@ def test_defaults_hold_for_steps_that_do_not_say_otherwise() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": "Bad"}, {"name": "a" * 64}, {"nmae": "x"}, {"timeout": 0}, {"timeout": "1x"}, {"steps": {}}, {"fail_fast": "yes"},
-     {"steps": {"A": {"uses": "x"}}}, {"steps": {"a": {}}}, {"description": "é" * 2049}, {"max_parallel": 0}, {"outputs": {"a b": 1}}],
+    [{"name": "Bad"}, {"name": "a" * 64}, {"nmae": "x"}, {"timeout": 0}, {"timeout": "1x"},
+     {"steps": {}}, {"fail_fast": "yes"}, {"steps": {"A": {"uses": "x"}}}, {"steps": {"a": {}}},
+     {"description": "é" * 2049},
+     {"max_parallel": 0}, {"outputs": {"a b": 1}}],
 )  # fmt: skip
 def test_a_wrong_shape_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -1,0 +1,318 @@
+"""CEL in the language: what it names, what it gives, what it refuses, and that it gives it everywhere alike."""
+
+import os
+import re
+import subprocess
+import sys
+import timeit
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anabranch.shared.contracts import programs
+from anabranch.shared.contracts.expressions import (
+    ExpressionError,
+    InvalidExpressionError,
+    compile_condition,
+    compile_retry_condition,
+    compile_template,
+    context_for,
+)
+from anabranch.shared.contracts.programs import CONDITION, PIPELINE, compile_expression
+from tests.unit.contracts.test_source import json_values
+
+STEPS: dict[str, dict[str, Any]] = {
+    "page": {
+        "status": "succeeded",
+        "output": {"rows": [{"n": 1}, {"n": 2}], "text": "hi"},
+        "error": None,
+        "attempt": 1,
+    },
+    "a-b": {"status": "failed", "output": None, "error": {"type": "X"}, "attempt": 2},
+}
+CONTEXT = {"inputs": {"url": "u", "map": {"b": 1, "a": 2}, "list": [3, 1]}, "steps": STEPS, "run": {"id": "r"}}
+
+
+def evaluate(source: str, context: Mapping[str, Any] = CONTEXT) -> Any:
+    return compile_expression(source).evaluate(context)
+
+
+@pytest.mark.parametrize(
+    ("source", "result"),
+    [
+        ("inputs.url", "u"),
+        ("steps['a-b'].output", None),
+        ("steps.page.output.rows.map(r, r.n * 2)", [2, 4]),
+        ("steps['a-b'].?output.?y.orValue(1)", 1),
+        ("steps.page.?output.?nope.orValue(1)", 1),
+        ("has(inputs.nope)", False),
+        ("range(3).map(inputs, inputs)", [0, 1, 2]),
+        ("cel.bind(a, inputs.list, a + a)", [3, 1, 3, 1]),
+        ("timestamp('2026-01-02T03:04:05.5Z')", "2026-01-02T03:04:05.500000Z"),
+        ("duration('-1.5s')", "-1.5s"),
+        ("b'abc'", "YWJj"),
+        ("7u", 7),
+        ("timestamp(0).getHours('+02:00')", 2),
+        ("inputs.list[0] + inputs.list[size(inputs.list) - 1]", 4),
+        ("'%s %d'.format(['x', 1])", "x 1"),
+        ("math.greatest(inputs.list)", 3),
+    ],
+)
+def test_an_expression_gives_json(source: str, result: Any) -> None:
+    assert evaluate(source) == result
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("inputs.map.map(k, k)", "runs over a list"),
+        ("steps.page.output.rows.map(r, r.map(k, k))", "runs over a list"),
+        ("inputs.nope", "inputs has no 'nope'"),
+        ("inputs.nope + 1", "inputs has no 'nope'"),
+        ("steps['a-b'].output.x + 1", "null, which has no 'x'"),
+        ("steps['a-b'].output.x", "null, which has no 'x'"),
+        ("1 / (size(inputs.list) - 2)", "divide by zero"),
+        ("0.0 / 0.0", "nan"),
+        ("1.0 / 0.0", "inf"),
+        ("9223372036854775807 + size(inputs.list)", "overflow"),
+        ("18446744073709551615u", "64-bit"),
+        ("{1: 2}", "string keys"),
+        ("range(10000)", "not within"),
+        ("range(-1)", "not within"),
+        ("range(99).map(x, range(999).map(y, y))", "iterate more than 9999"),
+        ("inputs.url + 1", "No matching overloads"),
+    ],
+)
+def test_what_cannot_be_evaluated_says_why(source: str, words: str) -> None:
+    with pytest.raises(ExpressionError, match=re.escape(words)):
+        evaluate(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "column"),
+    [
+        ("1 +", "ends too early", 4),
+        ("'a' + 1", "no matching overload", 5),
+        ("inputz.url", "did you mean 'inputs'?", 7),
+        ("inputs.url.lowerAsci()", "did you mean 'lowerAscii'?", 21),
+        ("steps.a-b.output", "steps['a-b']", 10),
+        ("failed()", "known in `if` only", 7),
+        ("item.x", "under `for_each` only", 5),
+        ("steps", "name the step", 1),
+        ("steps[inputs.url]", "name the step", 1),
+        ("steps.page.ouput", "did you mean 'output'?", 1),
+        ("run.idd", "did you mean 'id'?", 1),
+        ("inputs.map(k, k)", "runs over a list", 1),
+        ("{'a': 1}.all(k, true)", "runs over a list", 1),
+        ("optional.of(1)", "orValue", 1),
+        ("type(1)", "is a type", 1),
+        ("google.protobuf.Any{}", "protobuf message", 1),
+        ("timestamp(0).getHours('Asia/Tokyo')", "named zones", 1),
+        ("(" * 200 + "1" + ")" * 200, "recursion", 1),
+        ("'" + "x" * 5000 + "'", "at most 4096", 1),
+    ],
+)
+def test_what_does_not_compile_says_where_and_what_was_meant(source: str, words: str, column: int) -> None:
+    with pytest.raises(InvalidExpressionError, match=re.escape(words)) as caught:
+        compile_expression(source)
+    assert caught.value.column == column
+
+
+@pytest.mark.parametrize(
+    ("source", "paths"),
+    [
+        ("steps.page.output.rows[0].n", {("steps", "page", "output", "rows")}),
+        ("steps['a-b'].output == inputs['url']", {("steps", "a-b", "output"), ("inputs", "url")}),
+        ("inputs[run.id]", {("inputs",), ("run", "id")}),
+        ("has(inputs.x) ? inputs.?y.?z.orValue(0) : 1", {("inputs", "x"), ("inputs", "y", "z")}),
+        ("inputs.list.exists(steps, steps == 3)", {("inputs", "list")}),
+        ("cel.bind(run, inputs.url, run + run)", {("inputs", "url")}),
+        ("inputs.list.map(i, inputs.map[string(i)])", {("inputs", "list"), ("inputs", "map")}),
+        ("type(1) == int", set()),
+        (".inputs.url + ''", {("inputs", "url")}),
+    ],
+)
+def test_an_expression_names_its_paths(source: str, paths: set[tuple[str, ...]]) -> None:
+    assert compile_expression(source).paths == paths
+
+
+def test_a_context_holds_only_what_is_named() -> None:
+    asked: list[str] = []
+
+    def step(name: str) -> Mapping[str, Any]:
+        asked.append(name)
+        return STEPS[name]
+
+    template = compile_template(["${{ steps.page.output.text }}", "${{ inputs.url }}"])
+    context = context_for(template.paths, CONTEXT["inputs"], step, CONTEXT["run"])
+    assert context == {"inputs": {"url": "u"}, "steps": {"page": {"output": {"text": "hi"}}}}
+    assert asked == ["page"]
+
+
+@given(json_values, st.lists(st.sampled_from(["a", "b", "0", "A", ""]), min_size=1, max_size=3))
+def test_a_plain_path_gives_what_the_engine_gives(value: Any, path: list[str]) -> None:
+    source = "inputs" + "".join(f"['{part}']" for part in path)
+    context = {"inputs": {"a": value, "b": {"a": value, "b": [value]}}}
+    outcomes = []
+    for text in (source, f"true ? {source} : null"):  # the second is not a plain path
+        program = compile_expression(text)
+        try:
+            outcomes.append(orjson.dumps(program.evaluate(context), option=orjson.OPT_SORT_KEYS))
+        except ExpressionError:
+            outcomes.append(b"error")
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_whole_value_keeps_its_type_and_an_embedded_one_is_text() -> None:
+    template = compile_template(
+        {
+            "whole": "${{ inputs.list }}",
+            "text": "<${{ inputs.list }}|${{ inputs.url }}|${{ true }}|${{ 1.0 }}|"
+            "${{ steps['a-b'].output }}|${{ inputs.map }}>",
+            "braces": "${{ {'a': {'b': '}}'}} }}",
+            "literal": "$${{ not evaluated }}",
+            "rest": [1, {"x": None}],
+        }
+    )
+    assert template.render(CONTEXT) == {
+        "whole": [3, 1],
+        "text": '<[3,1]|u|true|1.0||{"a":2,"b":1}>',
+        "braces": {"a": {"b": "}}"}},
+        "literal": "${{ not evaluated }}",
+        "rest": [1, {"x": None}],
+    }
+
+
+@given(json_values)
+def test_a_template_without_expressions_is_the_same_object(value: Any) -> None:
+    template = compile_template(value)
+    if template.is_literal:
+        assert template.render({}) is value
+
+
+def test_a_failed_rendering_names_its_place() -> None:
+    template = compile_template({"a/b": ["x", "${{ inputs.nope }}"]}, pointer="/with")
+    with pytest.raises(ExpressionError) as caught:
+        template.render(CONTEXT)
+    assert caught.value.pointer == "/with/a~1b/1"
+
+
+def test_results_that_weigh_too_much_are_refused() -> None:
+    context = {"inputs": {"s": "x" * 600_000}}
+    assert compile_template("${{ inputs.s }}").render(context)
+    with pytest.raises(ExpressionError, match="weigh more"):
+        compile_template(["${{ inputs.s }}", "${{ inputs.s }}"]).render(context)
+
+
+@pytest.mark.parametrize(
+    ("source", "needs", "runs"),
+    [
+        (None, {"a": "succeeded", "b": "succeeded"}, True),
+        (None, {"a": "succeeded", "b": "skipped"}, False),
+        (None, {}, True),
+        ("${{ inputs.url == 'u' }}", {"a": "succeeded"}, True),
+        ("inputs.url == 'u'", {"a": "failed"}, False),
+        ("inputs.url == 'v'", {"a": "succeeded"}, False),
+        ("failed()", {"a": "timed_out", "b": "succeeded"}, True),
+        ("failed()", {"a": "cancelled"}, False),
+        ("failed('a') && !failed('b')", {"a": "failed", "b": "skipped"}, True),
+        ("succeeded('a')", {"a": "succeeded", "b": "failed"}, True),
+        ("succeeded('x')", {"a": "succeeded"}, False),
+        ("always()", {"a": "cancelled"}, True),
+        ("always() && inputs.url == 'v'", {"a": "failed"}, False),
+        ("succeeded() || failed()", {"a": "skipped"}, False),
+        (True, {"a": "failed"}, False),
+        (False, {"a": "succeeded"}, False),
+    ],
+)
+def test_a_condition_decides_by_how_its_needs_ended(
+    source: str | bool | None, needs: dict[str, str], runs: bool
+) -> None:
+    assert compile_condition(source).evaluate(CONTEXT, needs) is runs
+
+
+def test_a_tolerated_failure_counts_as_success_for_all_needs_only() -> None:
+    needs = {"a": "failed", "b": "succeeded"}
+    answers = {
+        s: compile_condition(s).evaluate({}, needs, tolerated={"a"})
+        for s in (None, "succeeded()", "failed('a')", "succeeded('a')")
+    }
+    assert answers == {None: True, "succeeded()": True, "failed('a')": True, "succeeded('a')": False}
+    assert not compile_condition(None).evaluate({}, {"a": "cancelled"}, tolerated={"a"})
+
+
+def test_conditions_that_ask_for_failures_are_known_before_the_run() -> None:
+    asks = {
+        s: compile_condition(s).asks_for_failures for s in (None, "true", "succeeded('a')", "failed('a')", "always()")
+    }
+    assert asks == {None: False, "true": False, "succeeded('a')": False, "failed('a')": True, "always()": True}
+
+
+@pytest.mark.parametrize(
+    "source", ["1 + 1", "'true'", "failed(inputs.url)", "x ${{ true }}", "${{ true", "failed('a', 'b')"]
+)
+def test_what_is_no_condition_is_refused(source: str) -> None:
+    with pytest.raises(InvalidExpressionError):
+        compile_condition(source)
+
+
+def test_a_condition_that_gives_no_bool_is_an_error_of_the_step() -> None:
+    with pytest.raises(ExpressionError, match="true or false"):
+        compile_condition("inputs.url").evaluate(CONTEXT, {})
+
+
+def test_a_retry_condition_sees_error_and_attempt_alone() -> None:
+    condition = compile_retry_condition("${{ error.type == 'Http' && attempt < 3 }}")
+    assert [condition.evaluate({"type": t}, n) for t, n in (("Http", 2), ("Http", 3), ("X", 1))] == [True, False, False]
+    with pytest.raises(InvalidExpressionError):
+        compile_retry_condition("inputs.url == 'u'")
+
+
+@given(st.text("aeinpustx.[]{}()'\"?:+-*/<>=!&|,0123 \n\\$", max_size=40) | st.text(max_size=20))
+def test_any_text_compiles_or_is_an_invalid_expression(text: str) -> None:
+    for environment in (PIPELINE, CONDITION):
+        try:
+            program = compile_expression(text, environment)
+            orjson.dumps(program.evaluate(CONTEXT))
+        except ExpressionError:
+            pass
+
+
+_DETERMINISM = """
+import orjson
+from tests.unit.contracts.test_expressions import *
+keys = {f"k{i}": {f"n{j}": j for j in range(9)} for i in range(40)}
+context = {**CONTEXT, "inputs": keys}
+print(orjson.dumps([evaluate("inputs", context), evaluate("{'z': inputs.k3, 'a': inputs}", context),
+    compile_template("x ${{ inputs }} ${{ [inputs] }}").render(context),
+    evaluate("'%s'.format([inputs])", context)]).decode())
+"""
+
+
+def test_results_are_byte_identical_in_processes_with_other_hash_seeds() -> None:
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", _DETERMINISM],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in ("0", "1", "77")
+    }
+    assert len(outputs) == 1
+
+
+def test_an_evaluation_takes_tens_of_microseconds_at_most() -> None:
+    program = compile_expression("steps.page.output.text + '!'")
+    assert program.evaluate(CONTEXT) == "hi!"
+    assert min(timeit.repeat(lambda: program.evaluate(CONTEXT), number=1000, repeat=5)) / 1000 < 50e-6  # 5 measured
+
+
+def test_one_text_is_compiled_once() -> None:
+    assert compile_expression("inputs.url + 'once'") is compile_expression("inputs.url + 'once'")
+    assert programs.compile_expression.cache_info().maxsize is not None

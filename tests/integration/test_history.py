@@ -1,0 +1,244 @@
+"""History as a process, on a real Kafka and a real Valkey."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import pytest_asyncio
+from aiokafka.structs import TopicPartition
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+
+from anabranch.deploy.local.kafka import LocalKafka
+from anabranch.deploy.local.ports import free_port
+from anabranch.deploy.local.redis import LocalRedis
+from anabranch.shared.contracts.messages import DEAD_LETTERS, QueuedStep, RunEnded, RunStarted, StepChanged, StepsQueued
+from anabranch.shared.contracts.partitioner import partition_of
+from anabranch.shared.contracts.topics import DEAD_LETTERS as DEAD_LETTERS_TOPIC
+from anabranch.shared.contracts.topics import RUN_EVENTS
+from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer
+from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.settings import Settings
+from anabranch.shared.runtime.snapshots import SEQ, document
+from tests.support.one_service import OneService, eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+AT = "2026-01-31T12:00:00.000000Z"
+PREFIXES = count()
+
+
+def events_of(run_id: str, steps: int = 2) -> list[Any]:
+    """A whole run: started, its steps queued and succeeded, ended."""
+    names = [f"s{number}" for number in range(steps)]
+    base = {"run_id": run_id, "at": AT}
+    events: list[Any] = [
+        RunStarted(
+            **base, seq=1, pipeline="p", tenant="default", inputs={"n": 1}, steps=dict.fromkeys(names, "simulate")
+        )
+    ]
+    queued = tuple(QueuedStep(step=name, uses="simulate", attempt=1) for name in names)
+    events.append(StepsQueued(**base, seq=2, steps=queued))
+    for name in names:
+        changed = StepChanged(
+            **base,
+            type="StepSucceeded",
+            seq=len(events) + 1,
+            step=name,
+            uses="simulate",
+            status="succeeded",
+            attempt=1,
+            output={"of": name},
+        )
+        events.append(changed)
+    ended = RunEnded(**base, type="RunSucceeded", seq=len(events) + 1, status="succeeded", started_at=AT, outputs={})
+    return [*events, ended]
+
+
+class Bench:
+    """Writes run events and reads what becomes of them."""
+
+    def __init__(self, settings: Settings, outbox: Outbox, redis: Redis, folder: Path) -> None:
+        self.settings = settings
+        self.keys = RedisKeys(settings.topic_prefix)
+        self.redis = redis
+        self._outbox = outbox
+        self._folder = folder
+
+    def history(self, **env: object) -> OneService:
+        return OneService(
+            "history",
+            self._folder / f"{self.settings.topic_prefix}.log",
+            KAFKA_BOOTSTRAP_SERVERS=self.settings.kafka_bootstrap_servers,
+            REDIS_URL=self.settings.redis_url,
+            ANABRANCH_TOPIC_PREFIX=self.settings.topic_prefix,
+            ANABRANCH_RUN_PARTITIONS=self.settings.run_partitions,
+            **env,
+        )
+
+    async def create_topics(self) -> None:
+        topics = self.settings.topics
+        await ensure_topics(self.settings, [(RUN_EVENTS, topics.run_events), (DEAD_LETTERS_TOPIC, topics.dead_letters)])
+
+    async def write(self, *events: Any) -> None:
+        for event in events:
+            value = event if isinstance(event, bytes) else event.model_dump_json(exclude_none=True).encode()
+            key = b"poison" if isinstance(event, bytes) else event.run_id.encode()
+            partition = partition_of(key, self.settings.run_partitions)
+            self._outbox.append(self.settings.topics.run_events, partition, key, value, (("ce_id", b"x"),))
+        await self._outbox.acknowledged()
+
+    async def run(self, run_id: str) -> Any:
+        fields = await self.redis.hgetall(self.keys.run(run_id))
+        return orjson.loads(document(run_id, fields)) if fields else None
+
+    async def ended(self, run_id: str) -> Any:
+        async def look() -> Any:
+            run = await self.run(run_id)
+            return run if run and run["status"] == "succeeded" else None
+
+        return await eventually(look)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalKafka]:
+    async with LocalKafka(tmp_path_factory.mktemp("kafka"), free_port()) as broker:
+        yield broker
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def valkey(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRedis]:
+    async with LocalRedis(tmp_path_factory.mktemp("redis"), free_port()) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def bench(kafka: LocalKafka, valkey: LocalRedis, tmp_path: Path) -> AsyncIterator[Bench]:
+    settings = Settings(
+        kafka_bootstrap_servers=kafka.bootstrap,
+        redis_url=valkey.url,
+        topic_prefix=f"history{next(PREFIXES)}",
+        run_partitions=3,
+    )
+    redis, outbox = Redis.from_url(valkey.url, retry=Retry(ConstantBackoff(0.1), 20)), Outbox(settings)
+    await outbox.start()
+    yield Bench(settings, outbox, redis, tmp_path)
+    await outbox.stop()
+    await redis.aclose()
+
+
+async def test_run_events_become_a_document_that_readers_are_told_of(bench: Bench) -> None:
+    """And the snapshot goes when its time is up."""
+    await bench.create_topics()
+    async with bench.history(ANABRANCH_SNAPSHOT_TTL_S=777), bench.redis.pubsub() as channel:
+        await channel.subscribe(bench.keys.channel("r1"))
+        await bench.write(*events_of("r1"))
+        run = await bench.ended("r1")
+        assert (run["pipeline"], run["inputs"], run["finished_at"]) == ("p", {"n": 1}, AT)
+        assert [(step, each["output"]) for step, each in run["steps"].items()] == [
+            ("s0", {"of": "s0"}), ("s1", {"of": "s1"}),
+        ]  # fmt: skip
+
+        async def last_word() -> Any:
+            message = await channel.get_message(ignore_subscribe_messages=True, timeout=0.1)
+            return message and message["data"] == b"5 succeeded"
+
+        assert await eventually(last_word)
+        assert 0 < await bench.redis.ttl(bench.keys.run("r1")) <= 777
+
+
+async def test_history_waits_for_a_topic_that_comes_later(bench: Bench) -> None:
+    """It is not ready before, and needs no restart."""
+    history = bench.history()
+    history._waits_for_ready = False
+    async with history:
+        await eventually(lambda: _not_ready_because(history, "waits for topic"))
+        await bench.create_topics()
+        await history.until_ready()
+        await bench.write(*events_of("r1"))
+        assert await bench.ended("r1")
+
+
+async def test_poison_is_dead_lettered_and_nothing_stops(bench: Bench) -> None:
+    """Byte for byte, with its place."""
+    poison = [b"", b"\xff", b'{"type":"RunStarted"}']
+    await bench.create_topics()
+    async with bench.history() as history:
+        await bench.write(*poison, *events_of("r1"))
+        assert await bench.ended("r1")
+        assert await history.metric('anabranch_history_events_total{outcome="dead_lettered"}') == 3
+    consumer = new_consumer(bench.settings)
+    await consumer.start()
+    place = TopicPartition(bench.settings.topics.dead_letters, partition_of(b"poison", 3))
+    consumer.assign([place])
+    await consumer.seek_to_beginning(place)
+    letters = [DEAD_LETTERS.validate_json(record.value) for record in (await consumer.getmany(timeout_ms=5000))[place]]
+    await consumer.stop()
+    assert [base64.b64decode(letter.value_base64 or "") for letter in letters] == poison
+    assert [letter.offset for letter in letters] == [0, 1, 2]
+
+
+async def test_a_killed_history_projects_again_and_changes_nothing(bench: Bench) -> None:
+    """Offsets not yet committed are read again by the next one."""
+    await bench.create_topics()
+    async with bench.history(ANABRANCH_HISTORY_COMMIT_S=3600) as history:
+        await bench.write(*events_of("r1"))
+        before = await bench.ended("r1")
+        await history.kill()
+        await bench.write(*events_of("r2"))
+        await history.start()
+        await bench.ended("r2")
+        repeated = 'anabranch_history_events_total{outcome="repeated"}'
+        await eventually(lambda: _at_least(history, repeated, 5))
+        assert await bench.run("r1") == before
+        assert await history.metric("anabranch_history_missing_events_total") == 0
+
+
+async def test_nothing_is_lost_while_redis_is_away(bench: Bench, valkey: LocalRedis) -> None:
+    """Run events wait in Kafka; the service neither spins nor ends."""
+    await bench.create_topics()
+    async with bench.history() as history:
+        await bench.write(*events_of("before"))
+        await bench.ended("before")
+        await valkey.kill()
+        await bench.write(*events_of("during"))
+        await eventually(lambda: _at_least(history, "anabranch_history_paused", 1))
+        assert await history.metric("anabranch_history_flushes_refused_total") < 20
+        await valkey.start()
+        await bench.write(*events_of("after"))
+        assert await bench.ended("during")
+        assert await bench.ended("after")
+        assert await history.metric("anabranch_history_paused") == 0
+
+
+async def test_two_histories_share_the_work_and_a_gap_is_counted(bench: Bench) -> None:
+    """A run whose second event is absent is still shown."""
+    await bench.create_topics()
+    async with bench.history() as one, bench.history() as other:
+        whole = events_of("gap")
+        await bench.write(whole[0], *whole[2:], *(event for n in range(20) for event in events_of(f"r{n}")))
+        await bench.ended("gap")
+        for n in range(20):
+            await bench.ended(f"r{n}")
+        missing = [await each.metric("anabranch_history_missing_events_total") for each in (one, other)]
+        assert sum(missing) == 1
+        assert await bench.redis.hget(bench.keys.run("gap"), SEQ) == b"5"
+
+
+async def _at_least(history: OneService, metric: str, value: float) -> bool:
+    return await history.metric(metric) >= value
+
+
+async def _not_ready_because(history: OneService, why: str) -> bool:
+    try:
+        async with history.http.get("/readyz") as response:
+            return response.status == 503 and why in await response.text()
+    except OSError:
+        await asyncio.sleep(0)
+        return False

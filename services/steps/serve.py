@@ -4,10 +4,8 @@ import asyncio
 from contextlib import AsyncExitStack
 from functools import partial
 from hashlib import blake2b
-from itertools import islice
 from typing import Any, Final, NoReturn
-
-import uuid_utils
+from uuid import uuid4
 
 from anabranch.services.steps.invoke import invoker
 from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl, now_ms
@@ -127,7 +125,7 @@ def _announce(step_type: StepType[Any, Any], outbox: Outbox, settings: StepServi
 
 def _name_of(settings: StepServiceSettings) -> str:
     """Return a name that no worker had before: a restarted container has the host name and pid of its predecessor."""
-    return f"{settings.instance}-{''.join(islice(reversed(uuid_utils.uuid7().hex), 6))}"
+    return f"{settings.instance}-{uuid4().hex[:6]}"
 
 
 async def _stop_outbox(outbox: Outbox, service: Service[Any]) -> None:

@@ -84,7 +84,7 @@ class Worker(Generic[In, Out]):
         self._commands = commands
         self._control = control
         self._now_ms = now_ms
-        self._log = log
+        self._log = log.bind(uses=step_type.name)
         self._settings = settings
         self._facts = facts or Facts()
         self._invoke: Invoke = invoke or step_type.handler

@@ -101,12 +101,14 @@ class InboxReader:
                 return
 
     async def _poll(self) -> None:
-        logs: Mapping[TopicPartition, KafkaPartitionLog] = dict(self._logs)
         batches: Mapping[TopicPartition, Sequence[Any]] = await self._consumer.getmany(timeout_ms=_POLL_MS)
         for tp, records in batches.items():
-            log = logs.get(tp)
-            if log is None or self._logs.get(tp) is not log or records[0].offset != log.next_offset:
-                continue  # fetched for an assignment, or from a position, that is no longer current
+            log = self._logs.get(tp)
+            if log is None:
+                continue
+            if records[0].offset != log.next_offset:  # fetched from a position that is no longer this log's
+                self._consumer.seek(tp, log.next_offset)
+                continue
             log.deliver(records)
             if log.is_full:
                 self._consumer.pause(tp)

@@ -142,17 +142,21 @@ def restore(records: Mapping[bytes, bytes]) -> tuple[Partition, Checkpoint | Non
     for run_id, head in heads.items():
         if run_id not in submissions:
             raise ChangelogCorrupt(f"run {run_id} has no submission in the changelog; restore the topic from a backup")
-        try:
-            run = _restore_run(submissions[run_id], head, steps.get(run_id, {}))
-        except (ValueError, KeyError, ExpressionError) as error:
-            raise ChangelogCorrupt(
-                f"run {run_id} cannot be restored, its definition is not understood: {error!r}; start the version that"
-                " wrote it and let the run end, or delete its records"
-            ) from error
+        run = _understood(submissions[run_id], head, steps.get(run_id, {}))
         partition.runs[run_id] = run
         partition.written[run_id] = {HEAD, *(run.pipeline.index[step] for step in steps.get(run_id, {}))}
     partition.at = checkpoint.at_ms if checkpoint is not None else 0
     return partition, checkpoint
+
+
+def _understood(submission: SubmitRun, head: Head, steps: Mapping[str, Step]) -> Run:
+    try:
+        return _restore_run(submission, head, steps)
+    except (ValueError, KeyError, ExpressionError) as error:
+        raise ChangelogCorrupt(
+            f"run {submission.run_id} cannot be restored, its definition is not understood: {error!r}; start the version"
+            " that wrote it and let the run end, or delete its records"
+        ) from error
 
 
 def _restore_run(submission: SubmitRun, head: Head, steps: Mapping[str, Step]) -> Run:

@@ -15,9 +15,10 @@ from anabranch.services.orchestrator.core.status import DISPATCHED, RunStatus, S
 from anabranch.services.orchestrator.core.transitions import TABLE, Fact, Ignore
 from anabranch.services.orchestrator.core.turn import SOURCE, Turn, finished
 from anabranch.shared.contracts import messages as m
-from anabranch.shared.contracts.codec import encode
+from anabranch.shared.contracts.codec import Encoded, encode
 from anabranch.shared.contracts.errors import ErrorType, StepError
-from anabranch.shared.contracts.ids import attempt_id, timer_id, trace_id_of_run
+from anabranch.shared.contracts.ids import attempt_id, event_id, timer_id, trace_id_of_run
+from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES, MAX_PROGRESS_BYTES
 
 RULES_VERSION: Final = 1
 """Raised whenever the same log would be decided otherwise; the golden logs in tests/golden hold it."""
@@ -82,10 +83,10 @@ def abandon(run: Run, error: StepError, at: int) -> Decision:
 
 
 def refuse(message: m.SubmitRun, error: StepError, at: int) -> Decision:
-    """Return the decision that starts and fails a run whose definition cannot even be compiled."""
-    run = Run.begin(message, NO_PIPELINE, at)
+    """Return the decision that starts and fails a run which cannot even begin; what is too large is not repeated."""
+    run = Run.begin(message.model_copy(update={"inputs": {}, "labels": {}}), NO_PIPELINE, at)
     turn = Turn(run, at)
-    _emit_started(turn)
+    turn.append(Channel.RUN_EVENTS, run.id, _started(turn))
     turn.fail_run(error)
     settle.end_as(turn, RunStatus.FAILED)
     return Decision(run, tuple(turn.effects), turn=turn)
@@ -101,21 +102,24 @@ def _begin(run: Run | None, message: m.SubmitRun, at: int) -> Decision:
     pipeline = compile_pipeline(message.definition)
     run = Run.begin(message, pipeline, at)
     turn = Turn(run, at)
-    _emit_started(turn)
+    opening = _started(turn)
+    if len(opening.value) > MAX_MESSAGE_BYTES:
+        words = f"inputs and labels take {len(opening.value)} bytes; at most {MAX_MESSAGE_BYTES} are allowed"
+        return refuse(message, StepError.of(ErrorType.PAYLOAD_TOO_LARGE, words), at)
+    turn.append(Channel.RUN_EVENTS, run.id, opening)
     turn.effects.append(SetTimer(RUN_TIMEOUT, run.timeout_at))
     return _settled(turn)
 
 
-def _emit_started(turn: Turn) -> None:
+def _started(turn: Turn) -> Encoded:
     run, submission = turn.run, turn.run.submission
     seq, time = turn.next_event()
-    turn.emit(
-        m.RunStarted(
-            run_id=run.id, seq=seq, at=time, pipeline=run.pipeline.name, revision=submission.revision,
-            tenant=submission.tenant, inputs=submission.inputs, labels=submission.labels,
-            body_hash=submission.body_hash, steps=dict(run.pipeline.uses),
-        )
+    event = m.RunStarted(
+        run_id=run.id, seq=seq, at=time, pipeline=run.pipeline.name, revision=submission.revision,
+        tenant=submission.tenant, inputs=submission.inputs, labels=submission.labels,
+        body_hash=submission.body_hash, steps=dict(run.pipeline.uses),
     )  # fmt: skip
+    return turn.encode(event, event_id(run.id, seq))
 
 
 def _unknown_run(message: m.RunMessage, at: int) -> Decision:
@@ -233,7 +237,7 @@ def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object)
         started_at=turn.at if step.started_at is None else step.started_at,
         due_at=turn.at + round(1000 * lease_s),
         suspected=False,
-        progress=progress if progress is not None else step.progress,
+        progress=step.progress if progress is None or settle.is_heavy(progress, MAX_PROGRESS_BYTES) else progress,
     )
     if step.status is not StepStatus.RUNNING:
         turn.change(index, held)

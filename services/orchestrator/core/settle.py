@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from pydantic_core import to_json
+
 from anabranch.services.orchestrator.core.effects import Channel, DropTimer, SetTimer
 from anabranch.services.orchestrator.core.graph import TRANSFORM, Node
 from anabranch.services.orchestrator.core.state import GRACE, RUN_TIMEOUT, Step, Stop, StopReason
@@ -17,7 +19,13 @@ from anabranch.shared.contracts.codec import Encoded
 from anabranch.shared.contracts.errors import ErrorType, StepError
 from anabranch.shared.contracts.expressions import Condition, ExpressionError, RetryCondition, Template, context_for
 from anabranch.shared.contracts.ids import attempt_id, event_id, idempotency_key
-from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES, MAX_STEP_INPUT_BYTES, MAX_STEP_OUTPUT_BYTES
+from anabranch.shared.contracts.limits import (
+    MAX_ERROR_DETAILS_BYTES,
+    MAX_ERROR_TYPE_CHARS,
+    MAX_MESSAGE_BYTES,
+    MAX_STEP_INPUT_BYTES,
+    MAX_STEP_OUTPUT_BYTES,
+)
 from anabranch.shared.contracts.retry import GiveUp, RetryAfter, RetryDecision, chance, decide_retry
 from anabranch.shared.contracts.times import rfc3339
 
@@ -241,16 +249,17 @@ def _finish_with(turn: Turn, index: int, step: Step, output: Any) -> None:
 
 def fail_attempt(turn: Turn, index: int, message: m.AttemptFailed) -> None:
     """The current attempt failed: wait for the next, or fail the step."""
-    step = replace(with_start(turn, turn.step(index), message.duration_ms), error=message.error)
+    error = _kept(message.error)
+    step = replace(with_start(turn, turn.step(index), message.duration_ms), error=error)
     verdict = _retry_verdict(turn, index, step, message)
     match verdict:
         case RetryAfter(delay_s):
             due_at = turn.at + round(1000 * delay_s)
-            words = f"attempt {step.attempt + 1}, due {rfc3339(due_at)}, after {message.error.type}"
+            words = f"attempt {step.attempt + 1}, due {rfc3339(due_at)}, after {error.type}"
             waiting = replace(step, status=StepStatus.WAITING, due_at=due_at, suspected=False)
             turn.change(index, waiting, waiting_on=words)
         case GiveUp():
-            fail(turn, index, step, message.error, timed_out=message.timed_out)
+            fail(turn, index, step, error, timed_out=message.timed_out)
 
 
 def _retry_verdict(turn: Turn, index: int, step: Step, message: m.AttemptFailed) -> RetryDecision:
@@ -292,6 +301,18 @@ def fail(turn: Turn, index: int, step: Step, error: StepError, *, timed_out: boo
 def with_start(turn: Turn, step: Step, duration_ms: int) -> Step:
     """Return the step with the start that the duration its worker measured tells, never before it was queued."""
     return replace(step, started_at=max(turn.at - max(duration_ms, 0), step.queued_at or 0))
+
+
+def _kept(error: StepError) -> StepError:
+    """Return the error as the run keeps it: not every worker cuts it to the limits."""
+    heavy = error.details is not None and is_heavy(error.details, MAX_ERROR_DETAILS_BYTES)
+    details = {"omitted": f"more than {MAX_ERROR_DETAILS_BYTES} bytes"} if heavy else error.details
+    return StepError.of(error.type[:MAX_ERROR_TYPE_CHARS], error.message, details)
+
+
+def is_heavy(value: Any, limit: int) -> bool:
+    """Return whether a value takes more than `limit` bytes as JSON."""
+    return len(to_json(value)) > limit
 
 
 def _too_large(what: str, size: int, limit: int) -> StepError:

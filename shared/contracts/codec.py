@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from anabranch.shared.contracts.ids import trace_id_of_run, traceparent
@@ -64,15 +65,19 @@ def decode(adapter: TypeAdapter[M], value: bytes | None) -> M | Undecodable:
     if value is None:
         return Undecodable(None, "the record has no value")
     try:
-        return adapter.validate_json(value)
+        message = adapter.validate_json(value)
+        orjson.loads(value)  # NaN, Infinity and 1e999 are read above, and would come back as null after a restore
     except ValidationError as error:
         return Undecodable(value, _first_words(error))
+    except orjson.JSONDecodeError as error:
+        return Undecodable(value, f"not JSON (RFC 8259): {error}")
+    return message
 
 
-def header(headers: Sequence[tuple[str, bytes]], name: str) -> str | None:
+def header(headers: Sequence[tuple[str, bytes | None]], name: str) -> str | None:
     """Return a header's text, or None when it is absent or is not UTF-8."""
     for key, value in headers:
-        if key == name:
+        if key == name and value is not None:
             try:
                 return value.decode()
             except UnicodeDecodeError:

@@ -29,8 +29,10 @@ MAX_RENDERED_BYTES: Final = 1 * MIB
 # What a step may hold. A command carries one input, a result one output.
 MAX_STEP_INPUT_BYTES: Final = 1 * MIB
 MAX_STEP_OUTPUT_BYTES: Final = 1 * MIB
+MAX_ERROR_TYPE_CHARS: Final = 256
 MAX_ERROR_MESSAGE_CHARS: Final = 4 * KIB
 MAX_ERROR_DETAILS_BYTES: Final = 16 * KIB
+MAX_PROGRESS_BYTES: Final = 4 * KIB  # one record renews up to 200 leases: their progress must fit into it
 
 # What a record may weigh: the largest body fits although escaping it as JSON text may double it, and so does a dead
 # letter of such a record (base64 makes 4/3 of it).

@@ -8,7 +8,13 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from anabranch.shared.contracts.errors import StepError
-from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW
+from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
+
+
+RunId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]{0,63}$")]
+"""A run's id where a run begins: it is part of keys and of other ids, so it must not hold what parts them."""
+
+LeaseSeconds = Annotated[float, Field(ge=0, le=MAX_WAIT_S)]
 
 
 class Message(BaseModel):
@@ -26,10 +32,12 @@ class RunSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     window: int = Field(default=DEFAULT_WINDOW, ge=1)  # steps in flight at once
-    run_timeout_s: float = Field(default=DEFAULT_RUN_TIMEOUT_S, gt=0)
-    step_timeout_s: float = Field(default=DEFAULT_STEP_TIMEOUT_S, gt=0)
-    suspect_s: float = Field(default=5.0, ge=0)  # between a lapsed lease and the next attempt
-    cancel_grace_s: float = Field(default=10.0, ge=0)  # how long a stopping run waits for its workers' answers
+    run_timeout_s: float = Field(default=DEFAULT_RUN_TIMEOUT_S, gt=0, le=MAX_WAIT_S)
+    step_timeout_s: float = Field(default=DEFAULT_STEP_TIMEOUT_S, gt=0, le=MAX_WAIT_S)
+    suspect_s: float = Field(default=5.0, ge=0, le=MAX_WAIT_S)  # between a lapsed lease and the next attempt
+    cancel_grace_s: float = Field(
+        default=10.0, ge=0, le=MAX_WAIT_S
+    )  # how long a stopping run waits for its workers' answers
     max_losses: int = Field(default=5, ge=0)  # lost workers after which a step fails with WorkerLost
 
 
@@ -37,7 +45,7 @@ class SubmitRun(Message):
     """Start a run. `definition` is the pipeline as canonical JSON text: it is compiled once per content."""
 
     type: Literal["SubmitRun"] = "SubmitRun"
-    run_id: str
+    run_id: RunId
     tenant: str
     definition: str
     inputs: dict[str, Any] = {}
@@ -64,7 +72,7 @@ class AttemptStarted(Message):
     run_id: str
     step: str
     attempt: int
-    lease_s: float
+    lease_s: LeaseSeconds
     worker: str
 
 
@@ -122,7 +130,7 @@ class LeasesRenewed(Message):
 
     type: Literal["LeasesRenewed"] = "LeasesRenewed"
     worker: str
-    lease_s: float
+    lease_s: LeaseSeconds
     leases: tuple[Lease, ...]
 
 

@@ -1,46 +1,58 @@
-"""A step service of the tests' own: counts in Redis how often a handler of each attempt was started."""
+"""The `witness` step type, of the tests' own: it counts its handler's starts outside, in Redis.
+
+`python -m tests.support.witness` from the root of the repository serves it, beside the services of the house. Input:
+`{sleep: seconds, value}`; output: `{value}`. The counts are a hash, `witness:starts`, by attempt.
+"""
 
 import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, Final
 
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from anabranch.steps import StepContext, serve, step_type
 
-STARTS = "witness:starts"
-"""A hash: attempt -> how often its handler was started."""
+STARTS: Final = "witness:starts"
 
 
-class WitnessInput(BaseModel):
-    """What to return, and how long to take, seconds."""
+class Watched(BaseModel):
+    """What to do after the start was counted."""
 
-    value: int = 0
-    sleep_s: float = 0.0
+    sleep: float = 0
+    value: Any = None
 
 
-class WitnessOutput(BaseModel):
-    """What was asked for."""
+class Seen(BaseModel):
+    """The value, unchanged."""
 
-    value: int
+    value: Any = None
 
 
 @asynccontextmanager
-async def witness_book() -> AsyncIterator[Redis]:
-    """Open the book that outlives the worker."""
-    redis = Redis.from_url(os.environ["REDIS_URL"])
-    yield redis
-    await redis.aclose()
+async def open_redis() -> AsyncIterator[Redis]:
+    """Connect to the Redis of the stack."""
+    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
 
 
-@step_type("witness", lifespan=witness_book)
-async def witness(given: WitnessInput, context: StepContext) -> WitnessOutput:
-    """Note the start, take the time, return the value."""
-    await context.resource.hincrby(STARTS, f"{context.run_id}/{context.step}/{context.attempt}", 1)
-    await asyncio.sleep(given.sleep_s)
-    return WitnessOutput(value=given.value)
+@step_type("witness", description="Count the start of its handler, outside.", concurrency=256, lifespan=open_redis)
+async def witness(watched: Watched, context: StepContext) -> Seen:
+    """Count this start, then sleep."""
+    redis: Redis = context.resource
+    await redis.hincrby(STARTS, f"{context.run_id}/{context.step}/{context.attempt}", 1)
+    await asyncio.sleep(watched.sleep)
+    return Seen(value=watched.value)
+
+
+async def starts(redis: Redis) -> dict[str, int]:
+    """Return how often each attempt's handler was started."""
+    return {attempt.decode(): int(count) for attempt, count in (await redis.hgetall(STARTS)).items()}
 
 
 if __name__ == "__main__":

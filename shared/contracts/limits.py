@@ -1,4 +1,4 @@
-"""The one table of limits: the validator, the core and the topic settings read it, nobody else has numbers of their own.
+"""The one table of limits: the validator, the core and the topic settings read it, nobody else has numbers of its own.
 
 Bytes are encoded bytes, counts are counts. Limits are never wall time, so that a decision does not depend on a machine.
 """

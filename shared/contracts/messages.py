@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
 
-
 RunId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]{0,63}$")]
 """A run's id where a run begins: it is part of keys and of other ids, so it must not hold what parts them."""
 
@@ -23,7 +22,7 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-# --- pipelines.inbox: everything that can change a run --------------------------------------------------------------
+# --- pipelines.inbox: everything that can change a run --------------------------------------------------------
 
 
 class RunSettings(BaseModel):
@@ -37,7 +36,7 @@ class RunSettings(BaseModel):
     suspect_s: float = Field(default=5.0, ge=0, le=MAX_WAIT_S)  # between a lapsed lease and the next attempt
     cancel_grace_s: float = Field(
         default=10.0, ge=0, le=MAX_WAIT_S
-    )  # how long a stopping run waits for its workers' answers
+    )  # how long a stopping run waits for its workers
     max_losses: int = Field(default=5, ge=0)  # lost workers after which a step fails with WorkerLost
 
 
@@ -187,7 +186,7 @@ InboxMessage = Annotated[
     Field(discriminator="type"),
 ]
 
-# --- pipelines.steps.<type> and pipelines.control --------------------------------------------------------------------
+# --- pipelines.steps.<type> and pipelines.control --------------------------------------------------------------
 
 
 class RunStep(Message):
@@ -214,7 +213,7 @@ class CancelStep(Message):
     attempt: int
 
 
-# --- pipelines.run-events ---------------------------------------------------------------------------------------------
+# --- pipelines.run-events ---------------------------------------------------------------------------------------
 
 
 class RunEvent(Message):
@@ -295,7 +294,7 @@ RunEventMessage = Annotated[RunStarted | StepsQueued | StepChanged | RunEnded, F
 
 RUN_ENDED_TYPES: Final = frozenset({"RunSucceeded", "RunFailed", "RunCancelled", "RunTimedOut"})
 
-# --- pipelines.step-types, pipelines.definitions, pipelines.dead-letters -----------------------------------------------
+# --- pipelines.step-types, pipelines.definitions, pipelines.dead-letters -----------------------------------------
 
 
 class StepTypeAnnounced(Message):

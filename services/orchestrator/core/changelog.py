@@ -154,8 +154,8 @@ def _understood(submission: SubmitRun, head: Head, steps: Mapping[str, Step]) ->
         return _restore_run(submission, head, steps)
     except (ValueError, KeyError, ExpressionError) as error:
         raise ChangelogCorrupt(
-            f"run {submission.run_id} cannot be restored, its definition is not understood: {error!r}; start the version"
-            " that wrote it and let the run end, or delete its records"
+            f"run {submission.run_id} cannot be restored, its definition is not understood: {error!r}; start the"
+            " version that wrote it and let the run end, or delete its records"
         ) from error
 
 

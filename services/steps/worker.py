@@ -138,7 +138,9 @@ class Worker(Generic[In, Out]):
     async def _stop(self, deadline: float) -> None:
         """Leave the group first, so that others take over; then finish what is leased, or give it back."""
         await self.on_revoked(list(self._partitions))
-        await self._commands.stop()
+        with suppress(TimeoutError):  # a broker that is away need not be told: the session ends by itself
+            async with asyncio.timeout_at(deadline - self._settings.give_back_s):
+                await self._commands.stop()
         await self._until_idle(deadline - self._settings.give_back_s)
         held = [
             attempt for attempt in self._attempts.values() if attempt.lease_until is not None and not attempt.ending

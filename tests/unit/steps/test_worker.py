@@ -1,14 +1,17 @@
 """What a worker does with commands, by consequence."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from anabranch.services.steps.attempt import Attempt
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.ports import Remembered
 from anabranch.services.steps.step_type import step_type
+from anabranch.services.steps.worker import Worker
 from anabranch.shared.contracts.errors import RetryableError, TerminalError
 from anabranch.shared.contracts.messages import (
     AttemptCancelled,
@@ -784,3 +787,72 @@ def test_a_crash_says_nothing_on_its_way_out() -> None:
     world = run(main())
     assert world.results.appended == []
     assert world.commands.commits == {}
+
+
+def test_a_lapsed_attempt_whose_start_was_never_acknowledged_is_not_forgotten() -> None:
+    """Until it is, a repeat waits with it: the record may be all that is left of the step."""
+
+    async def main() -> list[dict[int, int]]:
+        async with running(a_world(lease_s=10)) as world:
+            command = a_command("long", sleep_s=100)
+            world.send(command)
+            await asyncio.sleep(0.5)
+            world.results.go_mute()
+            await asyncio.sleep(20)
+            world.send(command)
+            await asyncio.sleep(1)
+            before = dict(world.commands.commits)
+            world.results.speak()
+            await asyncio.sleep(1)
+            return [before, world.commands.commits]
+
+    assert run(main()) == [{}, {0: 3}]
+
+
+def test_an_idle_worker_wakes_only_to_poll() -> None:
+    """Nothing ticks while nothing is in hand."""
+
+    async def main() -> tuple[int, int]:
+        async with running(a_world()) as world:
+            world.send(a_command())
+            await asyncio.sleep(10)
+            polls, commits = world.commands.polls, world.commands.commit_calls
+            await asyncio.sleep(60)
+            return world.commands.polls - polls, world.commands.commit_calls - commits
+
+    polls, commits = run(main())
+    assert polls <= 61
+    assert commits == 0
+
+
+class _ForgetsRepeats(Worker[Any, Any]):
+    def _is_repeat(self, attempt: str) -> bool:
+        return False
+
+
+class _ReleasesAtStart(Worker[Any, Any]):
+    def _lease(self, attempt: Attempt) -> None:
+        super()._lease(attempt)
+        self._release(attempt)
+
+
+class _KeepsLapsed(Worker[Any, Any]):
+    def _lapse(self, attempt: Attempt) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "proof"),
+    [
+        (_ForgetsRepeats, test_a_repeat_of_a_command_finished_lately_is_dropped),
+        (_ReleasesAtStart, test_a_start_that_is_not_acknowledged_releases_no_offset),
+        (_KeepsLapsed, test_a_lease_that_cannot_be_renewed_ends_the_handler_and_answers_nothing),
+    ],
+)
+def test_a_rule_that_is_switched_off_is_missed(
+    worker_class: type[Worker[Any, Any]], proof: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules are small methods, so that a test can do without one; then its proof fails."""
+    monkeypatch.setitem(proof.__globals__, "a_world", partial(a_world, worker_class=worker_class))
+    with pytest.raises(AssertionError):
+        proof()

@@ -30,7 +30,11 @@ class History:
         self._outbox = Outbox(settings)
         self._consumer = new_consumer(settings, group_id=settings.history_group, auto_offset_reset="earliest")
         self._events = KafkaEventLog(
-            self._consumer, max_records=settings.history_batch_records, metrics=self._metrics, log=service.log
+            self._consumer,
+            max_records=settings.history_batch_records,
+            gather_s=settings.history_gather_s,
+            metrics=self._metrics,
+            log=service.log,
         )
         snapshots = RedisSnapshots(
             self._redis,

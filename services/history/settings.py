@@ -16,6 +16,9 @@ class HistorySettings(Settings):
         MAX_WAIT_S + _DAY_S, ge=1, description="Seconds a snapshot stays without any event: longer than any wait."
     )
     history_batch_records: int = Field(2000, ge=1, description="Run events taken between two writes, at most.")
+    history_gather_s: float = Field(
+        0.02, ge=0, description="Seconds between two takes, at least: what arrives meanwhile is written at once."
+    )
     history_commit_s: float = Field(
         1.0,
         gt=0,

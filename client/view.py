@@ -1,6 +1,7 @@
 """A run as a person watches it: a table that changes on a terminal, lines that follow one another elsewhere."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -35,6 +36,7 @@ _INTEREST: Final = (
     "skipped",
     "succeeded",
 )
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 _LINES_AROUND_TABLE: Final = 7
 _FEWEST_ROWS: Final = 5
 _STEPS_TOLD_ONE_BY_ONE: Final = 60
@@ -103,7 +105,8 @@ class Lines:
     def show(self, run: Run) -> None:
         """Print what has changed since the last time."""
         is_large = len(run.steps) > _STEPS_TOLD_ONE_BY_ONE
-        for name, step in run.steps.items():
+        for name in in_order(run):
+            step = run.steps[name]
             if self._told.get(name) != (step.status, step.attempt):
                 self._told[name] = (step.status, step.attempt)
                 self._tell(name, step, is_large)
@@ -144,7 +147,7 @@ def run_table(run: Run, needs: Needs | None = None, *, rows: int = 40) -> Render
     table.add_column("attempt", justify="right")
     table.add_column("time", justify="right", no_wrap=True)
     table.add_column("", overflow="ellipsis", no_wrap=True)
-    shown = interesting(run, rows)
+    shown = interesting(run, list(needs) if needs else in_order(run), rows)
     for name in shown:
         step = run.steps[name]
         table.add_row(
@@ -161,14 +164,21 @@ def run_table(run: Run, needs: Needs | None = None, *, rows: int = 40) -> Render
     return Group(*parts, _progress(run))
 
 
-def interesting(run: Run, rows: int) -> list[str]:
-    """Return the names of at most `rows` steps in the order of the run: all, or else troubles before the rest."""
-    if len(run.steps) <= rows:
-        return list(run.steps)
+def in_order(run: Run) -> list[str]:
+    """Return the steps in the order in which they ended, then those that go on, then those that have not begun."""
+    steps = run.steps
+    return sorted(steps, key=lambda name: steps[name].finished_at or steps[name].queued_at or _NEVER)
+
+
+def interesting(run: Run, order: Sequence[str], rows: int) -> list[str]:
+    """Return the names of at most `rows` steps in the given order: all, or else troubles before the rest."""
+    names = [name for name in order if name in run.steps]
+    if len(names) <= rows:
+        return names
     rank = {status: number for number, status in enumerate(_INTEREST)}
-    ranked = sorted(run.steps, key=lambda name: rank.get(run.steps[name].status, 0))  # stable: definition order within
+    ranked = sorted(names, key=lambda name: rank.get(run.steps[name].status, 0))  # stable: the order stays within
     chosen = set(ranked[:rows])
-    return [name for name in run.steps if name in chosen]
+    return [name for name in names if name in chosen]
 
 
 def summary(run: Run) -> str:
@@ -201,13 +211,11 @@ def _unmet(run: Run, needs: Sequence[str]) -> tuple[str, ...]:
 
 
 def _remark(step: Step, unmet: Sequence[str]) -> str:
-    if step.error is not None:
-        return f"{step.error.type}: {step.error.message}".replace("\n", " ")
-    if step.waiting_on:
-        return step.waiting_on
+    error = f"{step.error.type}: {step.error.message}".replace("\n", " ") if step.error else ""
+    waits = "" if step.ended else step.waiting_on or ""
     if step.status == "pending" and unmet:
-        return f"waits for {', '.join(unmet[:4])}{' …' if len(unmet) > 4 else ''}"
-    return "cached" if step.cached else ""
+        waits = f"waits for {', '.join(unmet[:4])}{' …' if len(unmet) > 4 else ''}"
+    return "; ".join(filter(None, (waits, error))) or ("cached" if step.cached else "")
 
 
 def _seconds(duration_s: float | None) -> str:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from serve import served
@@ -67,43 +68,47 @@ async def run_example(
 ) -> Run:
     """Run one pipeline with live progress and return the run as it ended."""
     pipeline = read_pipeline(str(EXAMPLES / file))
-    console.rule(f"[bold]{pipeline.definition['description']}[/]  examples/{file}", align="left")
+    console.print(f"\n[bold]{pipeline.definition['description']}[/]\n[dim]examples/{file}[/]")
     async with phases.phase(pipeline.definition["name"]):
         accepted = await client.submit(pipeline.definition, inputs=inputs)
         ended = await follow(client.watch(accepted.id), console, pipeline.needs)
-    console.print(ending(ended), style="green" if ended.succeeded else "bold red", markup=False, highlight=False)
+    console.print(ending(ended), style="green" if ended.succeeded else "bold red", markup=False)
     return ended
 
 
 def show_airports(console: Console, run: Run) -> None:
     """Print the report of the data pipeline."""
     report = (run.outputs or {})["report"]
-    table = Table(title=f"{report['airports']:,} airports in {report['countries']} countries", title_justify="left")
-    for heading in ("country", "busiest time zone", "highest"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("airports", "with IATA code", "time zones", "median ft", "highest ft", "below sea"):
+    table = _table(f"{report['airports']:,} airports in {report['countries']} countries")
+    table.add_column("country")
+    for heading in ("airports", "IATA", "zones"):
         table.add_column(heading, justify="right")
+    table.add_column("busiest time zone", no_wrap=True)
+    table.add_column("highest", no_wrap=True)
+    table.add_column("feet", justify="right")
     for row in report["top"]:
-        numbers = ("airports", "with_iata", "zones", "median_ft", "highest_ft", "below_sea")
-        told = (f"{row[name]:,}" for name in numbers)
-        table.add_row(row["country"], row["busiest_zone"], row["highest"], *told)
+        counts = (f"{row[name]:,}" for name in ("airports", "with_iata", "zones"))
+        table.add_row(row["country"], *counts, row["busiest_zone"], row["highest"], f"{row['highest_ft']:,}")
     console.print(table)
 
 
 def show_audit(console: Console, run: Run) -> None:
     """Print the report of the site audit."""
     audit = (run.outputs or {})["audit"]
-    table = Table(title=f"{audit['title']}: score {audit['score']} of 100", title_justify="left")
+    table = _table(f"{audit['title']}: score {audit['score']} of 100")
     table.add_column("broken link", no_wrap=True)
     table.add_column("why")
     for row in audit["broken"]:
         table.add_row(row["page"], row["error"])
     console.print(table)
-    anchors = len(audit["broken_anchors"])
     console.print(
-        f"{audit['links']} links on the page, {audit['checked']} places checked, {len(audit['broken'])} broken, "
-        f"{anchors} broken anchors, {len(audit['unlisted'])} not in the site map"
+        f"{audit['links']} links on the page, {audit['checked']} places checked: {len(audit['broken'])} broken, "
+        f"{len(audit['unlisted'])} not in the site map; {len(audit['broken_anchors'])} broken anchors"
     )
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 async def demo(console: Console) -> int:
@@ -114,7 +119,7 @@ async def demo(console: Console) -> int:
     console.print("starting Apache Kafka, Redis and the services …", style="dim")
     async with stack, served() as site, AnabranchClient(stack.gateway_url) as client:
         phases.took("start", time.monotonic() - since)
-        console.print(f"ready {stack.gateway_url}", highlight=False)
+        console.print(f"ready {stack.gateway_url}")
         runs = [
             await run_example(client, console, "data-pipeline/airports.yaml", {"url": f"{site}/airports.csv"}, phases),
             await run_example(client, console, "site-audit/audit.yaml", {"site": f"{site}/docs/"}, phases),
@@ -124,20 +129,22 @@ async def demo(console: Console) -> int:
                 show(console, run)
         stopping = time.monotonic()
     phases.took("stop", time.monotonic() - stopping)
-    console.print(str(phases), style="bold", highlight=False)
+    console.print(f"\n{phases}", style="bold")
     return 0 if all(run.succeeded for run in runs) else 1
 
 
 def main() -> int:
     """Run the demo and return its exit code."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)  # a log has no width of its own
     try:
         return asyncio.run(demo(console))
     except ProblemError as error:
         console.print(f"the gateway refused the example: {words_of(error.problem)}", style="bold red", markup=False)
         for fault in error.problem.errors:
             console.print(f"  {fault.pointer}: {fault.message}", markup=False)
-    except (ClientError, StackFailedError, OSError, RuntimeError) as error:
+    except (ClientError, StackFailedError, RuntimeError, OSError) as error:
         console.print(str(error), style="bold red", markup=False)
     except KeyboardInterrupt:
         return 130

@@ -9,7 +9,7 @@ from anabranch.client.view import Lines, interesting, run_table, summary
 
 from .fake_gateway import a_run, a_step
 
-NEEDS = {"b": ("a",)}
+NEEDS = {"a": (), "b": ("a",)}
 
 
 def a_big_run(failed: int = 3, pending: int = 5_000) -> Run:
@@ -21,7 +21,7 @@ def a_big_run(failed: int = 3, pending: int = 5_000) -> Run:
 
 def drawn(run: Run, rows: int = 40) -> str:
     console = Console(file=io.StringIO(), width=140, force_terminal=False)
-    console.print(run_table(run, NEEDS, rows=rows))
+    console.print(run_table(run, NEEDS if "a" in run.steps else None, rows=rows))
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
@@ -43,7 +43,7 @@ def test_table_says_what_each_step_waits_for() -> None:
 
 def test_large_run_shows_troubles_and_counts_the_rest() -> None:
     run = a_big_run()
-    assert interesting(run, 5) == ["s100", "s101", "s102", "s5000", "s5001"]
+    assert interesting(run, list(run.steps), 5) == ["s100", "s101", "s102", "s5000", "s5001"]
     text = drawn(run, rows=5)
     assert "… and 9,995 more steps" in text
     assert len(text.splitlines()) == 9
@@ -57,6 +57,24 @@ def test_large_run_is_told_in_a_few_lines() -> None:
         "1,000 of 10,000",
         "5,000 of 10,000",
     ]
+
+
+def test_steps_are_told_in_the_order_in_which_they_ended() -> None:
+    first, second = a_step(finished_at="2026-01-31T12:00:01Z"), a_step(finished_at="2026-01-31T12:00:02Z")
+    run = Run.model_validate({"id": "r", **a_run(steps={"a": second, "b": first})})
+    assert [line.split()[0] for line in lines_of(run)] == ["b", "a"]
+
+
+def test_table_keeps_the_order_of_the_definition() -> None:
+    run = Run.model_validate({"id": "r", **a_run(steps={"b": a_step(), "a": a_step()})})
+    console = Console(file=io.StringIO(), width=140)
+    console.print(run_table(run, {"a": (), "b": ("a",)}))
+    assert [line.split()[0] for line in console.file.getvalue().splitlines()[2:4]] == ["a", "b"]  # type: ignore[attr-defined]
+
+
+def test_step_that_waits_says_for_what_and_why() -> None:
+    step = a_step("waiting", waiting_on="retry in 2 s", error={"type": "E", "message": "broke"})
+    assert "retry in 2 s; E: broke" in drawn(Run.model_validate({"id": "r", **a_run("running", steps={"a": step})}))
 
 
 def test_markup_in_an_error_is_text() -> None:

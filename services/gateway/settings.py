@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW
+from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
 from anabranch.shared.contracts.messages import RunSettings
 from anabranch.shared.runtime.settings import Settings
 
@@ -29,10 +29,18 @@ class GatewaySettings(Settings):
     max_waiters: int = Field(10_000, ge=1, description="Requests that may wait for a run's end at once.")
 
     run_window: int = Field(DEFAULT_WINDOW, ge=1, description="Steps of one run in flight at once.")
-    run_timeout_s: float = Field(DEFAULT_RUN_TIMEOUT_S, gt=0, description="Of a run whose definition names none.")
-    step_timeout_s: float = Field(DEFAULT_STEP_TIMEOUT_S, gt=0, description="Of an attempt that names none.")
-    suspect_s: float = Field(5.0, ge=0, description="Seconds between a lapsed lease and the next attempt.")
-    cancel_grace_s: float = Field(10.0, ge=0, description="Seconds a stopping run waits for its workers' answers.")
+    run_timeout_s: float = Field(
+        DEFAULT_RUN_TIMEOUT_S, gt=0, le=MAX_WAIT_S, description="Of a run whose definition names none."
+    )
+    step_timeout_s: float = Field(
+        DEFAULT_STEP_TIMEOUT_S, gt=0, le=MAX_WAIT_S, description="Of an attempt that names none."
+    )
+    suspect_s: float = Field(
+        5.0, ge=0, le=MAX_WAIT_S, description="Seconds between a lapsed lease and the next attempt."
+    )
+    cancel_grace_s: float = Field(
+        10.0, ge=0, le=MAX_WAIT_S, description="Seconds a stopping run waits for its workers' answers."
+    )
     max_losses: int = Field(5, ge=0, description="Lost workers after which a step fails with WorkerLost.")
 
     @property

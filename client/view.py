@@ -140,13 +140,13 @@ class Lines:
 
 def run_table(run: Run, needs: Needs | None = None, *, rows: int = 40) -> RenderableType:
     """Return the run as a table of at most `rows` steps, the interesting ones, over a progress bar."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
     table.add_column("step", no_wrap=True)
     table.add_column("uses", style="dim", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column("attempt", justify="right")
     table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("", overflow="ellipsis", no_wrap=True)
+    table.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)  # takes what the others leave
     shown = interesting(run, list(needs) if needs else in_order(run), rows)
     for name in shown:
         step = run.steps[name]

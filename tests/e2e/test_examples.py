@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from anabranch.client import AnabranchClient, Run
 from anabranch.deploy.local.stack import LocalStack
@@ -17,13 +18,13 @@ from serve import documented_modules, served  # noqa: E402
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AnabranchClient]:
     async with LocalStack(tmp_path_factory.mktemp("stack")) as stack, AnabranchClient(stack.gateway_url) as client:
         yield client
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site() -> AsyncIterator[str]:
     async with served() as url:
         yield url

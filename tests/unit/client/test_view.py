@@ -72,6 +72,11 @@ def test_table_keeps_the_order_of_the_definition() -> None:
     assert [line.split()[0] for line in console.file.getvalue().splitlines()[2:4]] == ["a", "b"]  # type: ignore[attr-defined]
 
 
+def test_long_error_does_not_squeeze_the_names() -> None:
+    steps = {"a_step_with_a_name": a_step("failed", error={"type": "E", "message": "x" * 300})}
+    assert "a_step_with_a_name  simulate  failed" in drawn(Run.model_validate({"id": "r", **a_run(steps=steps)}))
+
+
 def test_step_that_waits_says_for_what_and_why() -> None:
     step = a_step("waiting", waiting_on="retry in 2 s", error={"type": "E", "message": "broke"})
     assert "retry in 2 s; E: broke" in drawn(Run.model_validate({"id": "r", **a_run("running", steps={"a": step})}))

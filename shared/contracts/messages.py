@@ -34,9 +34,7 @@ class RunSettings(BaseModel):
     run_timeout_s: float = Field(default=DEFAULT_RUN_TIMEOUT_S, gt=0, le=MAX_WAIT_S)
     step_timeout_s: float = Field(default=DEFAULT_STEP_TIMEOUT_S, gt=0, le=MAX_WAIT_S)
     suspect_s: float = Field(default=5.0, ge=0, le=MAX_WAIT_S)  # between a lapsed lease and the next attempt
-    cancel_grace_s: float = Field(
-        default=10.0, ge=0, le=MAX_WAIT_S
-    )  # how long a stopping run waits for its workers
+    cancel_grace_s: float = Field(default=10.0, ge=0, le=MAX_WAIT_S)  # how long a stopping run waits for its workers
     max_losses: int = Field(default=5, ge=0)  # lost workers after which a step fails with WorkerLost
 
 

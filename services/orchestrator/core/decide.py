@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from anabranch.services.orchestrator.core import settle
-from anabranch.services.orchestrator.core.effects import Append, Channel, Effect, SetTimer
+from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, Effect, SetTimer
 from anabranch.services.orchestrator.core.graph import NO_PIPELINE, compile_pipeline
 from anabranch.services.orchestrator.core.state import GRACE, LEASE, RETRY, RUN_TIMEOUT, Run, Step, Stop, StopReason
 from anabranch.services.orchestrator.core.status import DISPATCHED, RunStatus, StepStatus
@@ -181,6 +181,7 @@ def _step_timer(run: Run, message: m.TimerFired, kind: str, step_id: str, at: in
 def _grace_ends(run: Run, at: int) -> Decision:
     turn = Turn(run, at)
     turn.stop = None if run.stop is None else replace(run.stop, grace_over=True)
+    turn.effects.append(DropTimer(GRACE))
     for index, step in enumerate(run.steps):
         if step.cancelling and step.status in DISPATCHED:
             turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))

@@ -5,7 +5,7 @@ position of the group's ever decides what is read.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -16,6 +16,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     ProducerFenced,
 )
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import ConsumerRecord
 
 from anabranch.services.orchestrator.core.changelog import Change
@@ -40,6 +41,7 @@ _TAKE_AT_MOST: Final = 500  # records of one turn: timers and checkpoints get th
 _POLL_MS: Final = 1_000
 _RESTORE_POLL_MS: Final = 200
 _CLOSE_TIMEOUT_S: Final = 5.0
+_BATCH_BYTES: Final = 256 * 1024  # of a checkpoint: one request, or a few; a first record may be larger
 
 
 class InboxReader:
@@ -285,8 +287,8 @@ class KafkaPartitionLog:
         topic = self._topics.state
         try:
             async with self._producer.transaction():
-                for key, value in changes:
-                    await self._producer.send(topic, value, key=key, partition=self._partition)
+                for batch in _batches(changes):
+                    await self._producer.send_batch(batch, topic, partition=self._partition)
         except (ProducerFenced, InvalidProducerEpoch) as error:
             raise Fenced(f"partition {self._partition} was taken over by another process") from error
         except KafkaError as error:
@@ -306,3 +308,19 @@ class KafkaPartitionLog:
                 await producer.stop()
         except (KafkaError, TimeoutError):  # nothing of it is wanted any more; the next producer fences it
             return
+
+
+def _batches(changes: Sequence[Change]) -> Iterator[BatchBuilder]:
+    """Yield transactional batches with all changes. `send()` would cost each of them a coroutine and a future."""
+    batch = _new_batch()
+    for key, value in changes:
+        if batch.append(timestamp=None, key=key, value=value) is None:  # full: it takes no more
+            yield batch
+            batch = _new_batch()
+            batch.append(timestamp=None, key=key, value=value)
+    batch.close()
+    yield batch
+
+
+def _new_batch() -> BatchBuilder:
+    return BatchBuilder(_BATCH_BYTES, 0, is_transactional=True)

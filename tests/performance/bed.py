@@ -1,0 +1,51 @@
+"""What benchmarks measure on: a local stack with fresh data, runs submitted over HTTP, ends read from Kafka."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from anabranch.deploy.local.ports import free_port
+from anabranch.deploy.local.services import anabranch_services
+from anabranch.deploy.local.stack import LocalStack
+from anabranch.shared.runtime.settings import Settings
+from tests.performance.ends import Ends
+from tests.performance.processes import Processes
+from tests.performance.submitter import Submitter
+
+
+@dataclass(frozen=True, slots=True)
+class Bed:
+    """A running stack, the way in, and the way out."""
+
+    stack: LocalStack
+    settings: Settings
+    submitter: Submitter
+    ends: Ends
+
+    def processes(self, others: Mapping[str, int] | None = None) -> Processes:
+        """Return every process of the stack, and others."""
+        return Processes({**self.stack.processes, **(others or {})})
+
+    async def run(self, requests: list[bytes], timeout_s: float = 300.0) -> None:
+        """Submit all and wait until all have succeeded. What is known of ended runs is forgotten."""
+        run_ids = await self.submitter.submit(requests)
+        await self.ends.until(run_ids, timeout_s)
+        self.ends.ended.clear()
+
+
+@asynccontextmanager
+async def bed(*, orchestrators: int = 1, restart: bool = True) -> AsyncIterator[Bed]:
+    """Start a stack with fresh data in a directory of its own, and delete it at the end."""
+    data = Path(tempfile.mkdtemp(prefix="anabranch-bench-"))
+    try:
+        services = anabranch_services(orchestrators=orchestrators)
+        stack = LocalStack(data, services=services, restart=restart, port=free_port())
+        async with stack:
+            settings = Settings(kafka_bootstrap_servers=stack.bootstrap, redis_url=stack.redis_url)
+            async with Submitter(stack.gateway_url) as submitter, Ends(settings) as ends:
+                yield Bed(stack, settings, submitter, ends)
+    finally:
+        shutil.rmtree(data, ignore_errors=True)

@@ -1,0 +1,32 @@
+"""How much is measured: the figures of record, or a look that says whether a benchmark works."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The numbers of all benchmarks, and where the floor is."""
+
+    floor: Path
+    blocks: int = 5
+    pipelines: int = 5_000  # of one block
+    latency_samples: int = 3_000
+    latency_block: int = 50
+    quiet_s: float = 30.0
+    idle_s: float = 60.0
+    active_runs: int = 5_000
+    changelog_records: int = 1_000_000
+    long_steps: int = 5_000
+    short_steps: int = 50
+    total_steps: int = 50_000
+    memory_runs: int = 40_000
+    compaction_s: float = 150.0
+
+
+def a_look(floor: Path) -> Sizes:
+    """Return sizes that take a minute, all benchmarks together a few."""
+    return Sizes(
+        floor, blocks=3, pipelines=500, latency_samples=100, latency_block=20, quiet_s=3, idle_s=5, active_runs=200,
+        changelog_records=10_000, long_steps=1_000, total_steps=4_000, memory_runs=2_000, compaction_s=5,
+    )  # fmt: skip

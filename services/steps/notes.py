@@ -1,8 +1,8 @@
 """The worker's way to its memory: writes and reads that fall together share a round trip; an outage costs one line."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -11,6 +11,33 @@ from anabranch.services.steps.settings import WorkerSettings
 
 T = TypeVar("T")
 _UNKNOWN = Remembered()
+
+
+class _Questions(Generic[T]):
+    """All that was asked during one round trip shares the next: one connection, however many attempts ask."""
+
+    def __init__(self, unknown: T) -> None:
+        self._unknown = unknown
+        self._asked: list[tuple[Asked, asyncio.Future[T]]] = []
+        self._asks = asyncio.Event()
+
+    async def ask(self, asked: Asked) -> T:
+        """Return the memory's answer, or `unknown` if it has none."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._asked.append((asked, answer))
+        self._asks.set()
+        return await answer
+
+    async def keep_answering(self, call: Callable[[Sequence[Asked]], Awaitable[Sequence[T] | None]]) -> None:
+        """Put what is asked to the memory, for ever."""
+        while True:
+            await self._asks.wait()
+            self._asks.clear()
+            asked, self._asked = self._asked, []
+            answers = await call([ask for ask, _ in asked])
+            for position, (_, answer) in enumerate(asked):
+                if not answer.done():
+                    answer.set_result(answers[position] if answers else self._unknown)
 
 
 class Notes:
@@ -26,8 +53,8 @@ class Notes:
         self._log = log
         self._waiting: dict[str, Note] = {}  # by attempt: the result of a short step replaces its lease
         self._noted = asyncio.Event()
-        self._asked: list[tuple[Asked, asyncio.Future[Remembered]]] = []
-        self._asks = asyncio.Event()
+        self._recalls = _Questions[Remembered](_UNKNOWN)
+        self._takes = _Questions[int](0)
         self._closed_until = 0.0
         self._writing = asyncio.Lock()  # who flushes waits for a flush under way too
         self.is_available = True
@@ -60,31 +87,19 @@ class Notes:
         pending = self._waiting.get(asked.attempt_id)
         if pending is not None and pending.result is not None:
             return Remembered(result=pending.result)
-        answer: asyncio.Future[Remembered] = asyncio.get_running_loop().create_future()
-        self._asked.append((asked, answer))
-        self._asks.set()
-        return await answer
-
-    async def keep_reading(self) -> None:
-        """Answer what is asked: all that was asked during one round trip shares the next, for ever."""
-        while True:
-            await self._asks.wait()
-            self._asks.clear()
-            asked, self._asked = self._asked, []
-            known = await self._try(self._memory.recall([ask for ask, _ in asked]))
-            self._answer(asked, known)
+        return await self._recalls.ask(asked)
 
     async def count_take(self, asked: Asked) -> int:
         """Return how often the attempt was taken up again, this time included; 0 if the memory is unavailable."""
-        counts = await self._try(self._memory.count_takes([asked]))
-        return counts[0] if counts else 0
+        return await self._takes.ask(asked)
 
-    def _answer(
-        self, asked: Sequence[tuple[Asked, asyncio.Future[Remembered]]], known: Sequence[Remembered] | None
-    ) -> None:
-        for position, (_, answer) in enumerate(asked):
-            if not answer.done():
-                answer.set_result(known[position] if known else _UNKNOWN)
+    async def keep_reading(self) -> None:
+        """Answer what `recall` asks, for ever."""
+        await self._recalls.keep_answering(lambda asked: self._try(self._memory.recall(asked)))
+
+    async def keep_counting(self) -> None:
+        """Answer what `count_take` asks, for ever."""
+        await self._takes.keep_answering(lambda asked: self._try(self._memory.count_takes(asked)))
 
     async def _try(self, call: Awaitable[T]) -> T | None:
         loop = asyncio.get_running_loop()

@@ -119,6 +119,7 @@ class Worker(Generic[In, Out]):
                     ("settle", self._sending.keep_settling()),
                     ("write notes", self._notes.keep_writing()),
                     ("read notes", self._notes.keep_reading()),
+                    ("count takes", self._notes.keep_counting()),
                     ("lease", self._leases.keep_leasing()),
                     ("renew", self._leases.keep_renewing()),
                     ("commit", self._keep_committing()),

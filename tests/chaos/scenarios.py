@@ -61,7 +61,9 @@ class Battle:
     async def more_ends(self, count: int, timeout_s: float = 90.0) -> None:
         """Wait until so many more runs have ended: the system moves."""
         goal = len(self.seen.ended) + count
-        await self.observer.until(lambda seen: len(seen.ended) >= goal, f"fewer than {count} more runs ended", timeout_s)
+        await self.observer.until(
+            lambda seen: len(seen.ended) >= goal, f"fewer than {count} more runs ended", timeout_s
+        )
 
     async def kill(self, role: str, number: int = 0) -> None:
         """SIGKILL one process of a role, and wait until it has come back and is ready."""

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
+from uuid import uuid4
 
 import aiohttp
 import orjson
@@ -17,6 +18,7 @@ from anabranch.shared.runtime.settings import Settings
 from tests.support.diamond import diamond, right_outputs
 
 _RESULTS: Final = frozenset({"StepSucceeded", "StepFailed", "StepTimedOut", "StepCancelled", "StepSkipped"})
+_LANES: Final = 32  # submissions under way at once
 _RETRY_STATUS: Final = frozenset({502, 503})
 
 
@@ -115,10 +117,11 @@ class Flood:
         self._in_flight = in_flight
         self._definition = definition
         self._stopping = False
+        self._name = uuid4().hex
         self.accepted: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=32))
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_LANES))
         self._submitting = asyncio.create_task(self._submit_all(), name="flood")
         return self
 
@@ -141,25 +144,33 @@ class Flood:
     async def until_in_flight(self, count: int, timeout_s: float = 60.0) -> None:
         """Wait until so many accepted runs have not ended."""
         await self._observer.until(
-            lambda seen: len(self.accepted) - len(seen.ended) >= count, f"fewer than {count} runs in flight", timeout_s
+            lambda seen: self._submitting.done() or len(self.accepted) - len(seen.ended) >= count,
+            f"fewer than {count} runs in flight",
+            timeout_s,
         )
+        if self._submitting.done():
+            self._submitting.result()
 
     async def _submit_all(self) -> None:
-        number = 0
+        async with asyncio.TaskGroup() as submitters:
+            for lane in range(_LANES):
+                submitters.create_task(self._keep_submitting(lane), name=f"flood lane {lane}")
+
+    async def _keep_submitting(self, lane: int) -> None:
+        n = lane
         while not self._stopping:
-            missing = self._in_flight - (len(self.accepted) - len(self._observer.seen.ended))
-            if missing <= 0:
+            if len(self.accepted) - len(self._observer.seen.ended) >= self._in_flight:
                 await self._observer.changed()
                 continue
-            await asyncio.gather(*(self._submit(n) for n in range(number, number + missing)))
-            number += missing
+            await self._submit(n)
+            n += _LANES
 
     async def _submit(self, n: int) -> None:
         body = {"definition": self._definition, "inputs": {"n": n}}
         while True:
             try:
                 async with self._session.post(
-                    self._url, json=body, headers={"Idempotency-Key": f"flood-{n}"}
+                    self._url, json=body, headers={"Idempotency-Key": f"{self._name}-{n}"}
                 ) as answer:
                     if answer.status in _RETRY_STATUS:
                         await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
@@ -187,6 +198,6 @@ def faults_of(seen: Seen, accepted: Mapping[str, int]) -> list[str]:
     return faults
 
 
-def default_definition(sleep_s: float = 0.01) -> dict[str, Any]:
+def default_definition(sleep_s: float = 0.3) -> dict[str, Any]:
     """Return the diamond of witnesses."""
     return diamond("witness", sleep_s=sleep_s)

@@ -29,7 +29,7 @@ class Home:
 
     def hold(self) -> Self:
         """Take the directory, creating it; raise HomeError naming the pid of the stack that has it."""
-        is_new = not self.path.exists() or not any(self.path.iterdir())
+        is_new = not self.path.exists() or all(_is_home(entry) for entry in self.path.iterdir())
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._hold.take()
@@ -44,7 +44,7 @@ class Home:
         if not (self.path / MARK).is_file():
             raise HomeError(f"{self.path} was not made by anabranch (it has no file {MARK!r}): not clearing it")
         for entry in self.path.iterdir():
-            if entry.name in (MARK, HOLDER):
+            if entry.name in (MARK, HOLDER) or _is_home(entry):
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -54,3 +54,8 @@ class Home:
     def release(self) -> None:
         """Let the directory go."""
         self._hold.release()
+
+
+def _is_home(path: Path) -> bool:
+    """Whether it is the directory of a stack, the demo's for instance, inside of another's."""
+    return (path / MARK).is_file()

@@ -73,12 +73,11 @@ SETTINGS: Mapping[str, str] = {
 class LocalKafka(LocalServer):
     """One Kafka broker with its data under `data_dir`; the data and the port outlive restarts.
 
-    `port` (9092 by default) gives way to a free one when it is taken. `settings` are added to the broker's. The first
+    A `port` that is taken gives way to a free one. `settings` are added to the broker's. The first
     start on a machine downloads the jars; the first graceful stop makes the AOT cache unless `aot` is False.
     """
 
     name = "kafka"
-    default_port = 9092
 
     def __init__(
         self,

@@ -21,10 +21,9 @@ SETTINGS = {
 
 
 class LocalRedis(LocalServer):
-    """One Valkey server with its snapshot under `data_dir`; `port` (6379 by default) gives way when it is taken."""
+    """One Valkey server with its snapshot under `data_dir`; a `port` that is taken gives way."""
 
     name = "redis"
-    default_port = 6379
 
     def __init__(self, data_dir: Path, port: int | None = None) -> None:
         super().__init__(data_dir, port)

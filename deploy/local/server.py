@@ -21,10 +21,13 @@ class ServerFailedError(RuntimeError):
 
 
 class LocalServer(ABC):
-    """Start, stop, kill and restart of one server process; it keeps its port for life."""
+    """Start, stop, kill and restart of one server process; it keeps its port for life.
+
+    The port is a free one drawn at random unless one is asked for: two stacks that both prefer the same port take each
+    other's server for their own.
+    """
 
     name: str
-    default_port: int
 
     def __init__(self, data_dir: Path, port: int | None) -> None:
         self.data_dir = data_dir.absolute()
@@ -73,7 +76,7 @@ class LocalServer(ABC):
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self._hold.take()
         if self._port is None:
-            self._port = free_port(preferred=self._wanted_port or self.default_port)
+            self._port = free_port(preferred=self._wanted_port)
         self._rotate_log()
         self._logged_before = self.log_path.stat().st_size
         try:

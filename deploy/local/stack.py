@@ -31,9 +31,10 @@ STOP_DEADLINE_S = 15.0  # longer than the services' own, so that SIGKILL is for 
 class LocalStack:
     """The stack as an async context manager: ready when entered, all processes gone when left.
 
-    `port` is the gateway's, 0 for any free one. `env` is added to every service's environment, `role_env` to that of one role. `bootstrap` and `redis_url` name a
-    Kafka and a Redis to use instead of starting them. With `restart=False` a child that dies stays dead. Raises
-    HomeError when another stack has the directory, and StackFailedError when a child does not become ready.
+    `port` is the gateway's, 0 for any free one. `env` is added to every service's environment, `role_env` to that of
+    one role. `bootstrap` and `redis_url` name a Kafka and a Redis to use instead of starting them. With `restart=False`
+    a child that dies stays dead. Raises HomeError when another stack has the directory, and StackFailedError when a
+    child does not become ready.
     """
 
     def __init__(

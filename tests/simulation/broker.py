@@ -1,7 +1,7 @@
 """Kafka in memory: partitions with broker time, a transactional changelog, an idempotent producer per process.
 
-A request is on its way, takes effect at the broker, and its answer is on its way back; whoever sent it may freeze or die
-at each of these points. What has left a process arrives, unless the weather loses it with its process.
+A request is on its way, takes effect at the broker, and its answer is on its way back; whoever sent it may freeze or
+die at each of these points. What has left a process arrives, unless the weather loses it with its process.
 """
 
 import asyncio
@@ -152,6 +152,7 @@ class Broker:
         self.skew_ms = 0
         self.changelogs = [Changelog() for _ in range(topics.runs)]
         self.on_append: Callable[[str, int, Record], None] = lambda *_: None
+        self.leaderless: dict[tuple[str, int], float] = {}  # partitions that take no appends, until when
         self._logs: dict[tuple[str, int], Log] = {}
 
     def log(self, topic: str, partition: int) -> Log:
@@ -170,19 +171,27 @@ class Broker:
 
     async def call(self, host: Host | None, effect: Callable[..., T], *args: Any) -> T:
         """Have a request take effect at the broker, and return its answer."""
-        answer: asyncio.Future[T] = self.loop.create_future()
-        self.loop.later(self.weather.latency_s(), self._take_effect, host, answer, partial(effect, *args))
-        return await answer
+        return await request(self.loop, host, self.weather, self.weather.latency_s, partial(effect, *args))
 
-    def _take_effect(self, host: Host | None, answer: "asyncio.Future[T]", effect: Callable[[], T]) -> None:
-        if host is not None and not host.is_alive and self.weather.loses_request():
+
+async def request(
+    loop: VirtualLoop, host: Host | None, weather: Weather, latency_s: Callable[[], float], effect: Callable[[], T]
+) -> T:
+    """Have a request take effect somewhere else, and return its answer."""
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def take_effect() -> None:
+        if host is not None and not host.is_alive and weather.loses_request():
             return
         try:
             result = effect()
         except Exception as error:  # noqa: BLE001  # it is the answer
-            self.loop.later(self.weather.latency_s(), _answer_error, answer, error)
+            loop.later(latency_s(), _answer_error, answer, error)
         else:
-            self.loop.later(self.weather.latency_s(), _answer, answer, result)
+            loop.later(latency_s(), _answer, answer, result)
+
+    loop.later(latency_s(), take_effect)
+    return await answer
 
 
 def _answer(answer: "asyncio.Future[T]", result: T) -> None:
@@ -265,7 +274,14 @@ class Producer:
         if self.failure is not None:
             return
         batch, lane.waiting = lane.waiting, []
-        self._loop.later(self._broker.weather.latency_s(), self._arrive, lane, batch)
+        self._request(lane, batch)
+
+    def _request(self, lane: _Lane, batch: list[_Appended]) -> None:
+        until_s = self._broker.leaderless.get((lane.topic, lane.partition), 0.0)
+        if until_s > self._loop.now:  # the client tries again
+            self._loop.call_at(until_s, self._request, lane, batch)
+        else:
+            self._loop.later(self._broker.weather.latency_s(), self._arrive, lane, batch)
 
     def _arrive(self, lane: _Lane, batch: list[_Appended]) -> None:
         weather = self._broker.weather

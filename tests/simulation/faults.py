@@ -1,6 +1,6 @@
 """Which faults befall a world, and when: a plan drawn from the seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ def climate_of(random: Random) -> Climate:
         swallowed=random.choice((0.0, 0.3)),
         few=random.choice((0.0, 0.5)),
         lost_request=0.5,
+        slow_start=random.choice((0.0, 0.5)),
     )
 
 
@@ -43,10 +44,10 @@ class Plan:
     faults: list[tuple[float, str]]
 
     @classmethod
-    def drawn(cls, random: Random) -> "Plan":
-        """Return a plan."""
+    def drawn(cls, random: Random, favoured: Collection[str] = ()) -> "Plan":
+        """Return a plan, with more of the favoured faults."""
         names = list(_FAULTS)
-        weights = [weight for weight, _ in _FAULTS.values()]
+        weights = [weight * (20 if name in favoured else 1) for name, (weight, _) in _FAULTS.items()]
         count = random.choice((2, 4, 8))
         kinds = random.choices(names, weights, k=count)
         return cls(
@@ -64,7 +65,7 @@ class Plan:
     def calm(self, world: "World") -> None:
         """End every fault that lasts."""
         world.weather.climate = CALM
-        world.redis.is_down = False
+        _redis_up(world)
         for host in world.hosts():
             host.handles_left = None
             _recover(world, host)
@@ -122,6 +123,21 @@ def _recover(world: "World", host: Host) -> None:
         slot.group.back(host, slot.process.members)
 
 
+def _leaderless(uses: str) -> Callable[["World"], None]:
+    """No partition of a topic takes appends for a while, and some process is killed meanwhile."""
+
+    def begin(world: "World") -> None:
+        topics = world.broker.topics
+        names = (topics.inbox, topics.run_events, topics.steps(USES), topics.control)
+        topic, partition = world.random.choice(names), world.random.randrange(topics.runs)
+        lasts_s = world.random.uniform(0.5, 4.0)
+        world.broker.leaderless[topic, partition] = world.loop.now + lasts_s
+        world.weather.count("outages of a partition")
+        world.loop.later(lasts_s * world.random.random(), _kill(uses), world)
+
+    return begin
+
+
 def _fence(world: "World") -> None:
     """Somebody else starts the partition's producer, and does nothing with it."""
     world.random.choice(world.broker.changelogs).start_producer()
@@ -134,13 +150,18 @@ def _step_time(world: "World") -> None:
 
 
 def _redis_down(world: "World") -> None:
-    world.redis.is_down = world.redis.was_lost = True
+    world.redis.was_lost = True
+    if world.random.random() < 0.5:
+        world.redis.is_down = True
+    else:
+        world.redis.slow_s = 3.0
     world.weather.count("outages of Redis")
     world.loop.later(world.random.uniform(1, 12), _redis_up, world)
 
 
 def _redis_up(world: "World") -> None:
     world.redis.is_down = False
+    world.redis.slow_s = 0.0
 
 
 def _redis_lost(world: "World") -> None:
@@ -207,6 +228,8 @@ _FAULTS: dict[str, tuple[int, Callable[["World"], None]]] = {
     "freeze worker": (2, _freeze("worker")),
     "deafen orchestrator": (3, _deafen("orchestrator")),
     "deafen worker": (1, _deafen("worker")),
+    "outage, kill orchestrator": (3, _leaderless("orchestrator")),
+    "outage, kill worker": (3, _leaderless("worker")),
     "fence": (2, _fence),
     "step time": (4, _step_time),
     "redis down": (1, _redis_down),

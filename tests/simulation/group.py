@@ -5,7 +5,7 @@ than the session is expelled, and finds out when it is back: then its client rev
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol
 
 from .broker import wake
@@ -59,8 +59,9 @@ class Member:
             generation, self.partitions = share
             await self._call(self._listener.on_assigned(self.partitions, generation))
             await self.rejoin
-            if self._group.weather.swallows():
-                continue  # the listener raised before it did anything
+            if self._group.weather.swallows():  # the listener raised before it did anything
+                self.host.has_failed = True
+                continue
             await self._call(self._listener.on_revoked())
 
     async def _until_heard(self) -> None:

@@ -2,10 +2,12 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sized
 from typing import TYPE_CHECKING
 
 from anabranch.services.orchestrator.core import changelog
 from anabranch.services.orchestrator.core.effects import Channel
+from anabranch.services.orchestrator.partition_task import PartitionTask
 from anabranch.shared.contracts import messages as m
 
 from .oracle import Output, Restored, Told, tell
@@ -19,28 +21,41 @@ if TYPE_CHECKING:
 
 def check_quiet(world: "World") -> None:
     """Nothing is in flight: no run, timer, lease or command. Called before the processes stop."""
-    say = world.unhandled.append
-    for slot in world.slots:
-        process = slot.process
-        if process is None or not process.host.is_alive:
+    owned: Counter[int] = Counter()
+    for process in [slot.process for slot in world.slots if slot.process is not None]:
+        if not process.host.is_alive:
             continue
         if isinstance(process, OrchestratorProcess):
+            owned.update(process.owner.tasks.keys())
             for number, task in process.owner.tasks.items():
-                if task.partition.runs:
-                    say(f"{process.host.name} still has runs in partition {number}")
-                if len(task._timers):
-                    say(f"{process.host.name} still has timers in partition {number}")
-        elif isinstance(process, WorkerProcess) and process.worker._attempts:
-            say(f"{process.host.name} still has {list(process.worker._attempts)} in hand")
-    for group, partitions in ((world.inbox_group, world.broker.topics.runs),):
-        owned = Counter(
-            number
-            for slot in world.slots
-            if isinstance(slot.process, OrchestratorProcess) and slot.process.host.is_alive
-            for number in slot.process.owner.tasks
-        )
-        if owned != Counter(range(partitions)):
-            say(f"partitions are owned {dict(owned)} times in generation {group.generation}")
+                world.unhandled += [f"{process.host.name}, partition {number}: {fault}" for fault in _in_flight(task)]
+        elif isinstance(process, WorkerProcess):
+            world.unhandled += [f"{process.host.name}: {fault}" for fault in _in_hand(process)]
+    if owned != Counter(range(world.broker.topics.runs)):
+        world.unhandled.append(f"partitions are owned {dict(owned)} times")
+
+
+def _in_flight(task: PartitionTask) -> list[str]:
+    partition = task.partition
+    left: dict[str, Sized] = {
+        "runs": partition.runs,
+        "timers": task._timers,
+        "changes": partition.changed,
+        "steps in the changelog": partition.written,
+        "steps of ended runs in the changelog": partition.left_over,
+    }
+    return [f"still has {len(what)} {name}" for name, what in left.items() if len(what)]
+
+
+def _in_hand(process: WorkerProcess) -> list[str]:
+    worker = process.worker
+    left: dict[str, Sized] = {
+        "attempts": worker._attempts,
+        "leases": worker._leases._held,
+        "notes to be written": worker._notes._waiting,
+        "acknowledgements to be awaited": worker._sending._waiting,
+    }
+    return [f"still has {len(what)} {name}" for name, what in left.items() if len(what)]
 
 
 def check(world: "World") -> list[str]:
@@ -83,8 +98,12 @@ def _check_events(world: "World", told: list[Told]) -> list[str]:
             faults += _check_event(seen, record)
         for run_id, events in one.events.items():
             if seen.get(run_id, []) != events:
-                faults.append(f"run {run_id}: {len(seen.get(run_id, []))} events, the inbox says {len(events)}, or others")
-        faults += [f"run {run_id}: events, but the inbox knows no such run" for run_id in seen.keys() - one.events.keys()]
+                faults.append(
+                    f"run {run_id}: {len(seen.get(run_id, []))} events, the inbox says {len(events)}, or others"
+                )
+        faults += [
+            f"run {run_id}: events, but the inbox knows no such run" for run_id in seen.keys() - one.events.keys()
+        ]
         for events in seen.values():
             faults += _check_results(events)
     return faults
@@ -162,11 +181,14 @@ def _check_commands(world: "World") -> list[str]:
 
 def _check_dead_letters(world: "World") -> list[str]:
     """What was poison is a dead letter, and nothing else is, except steps that took their workers with them."""
-    letters = [r for log in world.logs(world.broker.topics.dead_letters, world.broker.topics.runs) for r in log.records]
+    topics = world.broker.topics
+    letters = [r for log in world.logs(topics.dead_letters, topics.runs) for r in log.records]
     poison = {r.headers for r in letters if b'"Undecodable"' in (r.value or b"")}
-    others = [r.value for r in letters if b'"Undecodable"' not in (r.value or b"") and b"WorkerLost" not in (r.value or b"")]
-    faults = [f"{len(poison)} dead letters of {world.poisoned} poison messages"] if len(poison) != world.poisoned else []
-    return faults + [f"a dead letter of {value!r}" for value in others]
+    others = [r.value or b"" for r in letters if r.headers not in poison]
+    faults = [f"a dead letter of {value!r}" for value in others if b"WorkerLost" not in value]
+    if len(poison) != world.poisoned:
+        faults.append(f"{len(poison)} dead letters of {world.poisoned} poison messages")
+    return faults
 
 
 def _check_forgetting(world: "World", told: list[Told]) -> list[str]:
@@ -174,7 +196,10 @@ def _check_forgetting(world: "World", told: list[Told]) -> list[str]:
     faults = []
     for number, one in enumerate(told):
         live = dict(world.broker.changelogs[number].live())
-        partition, _ = changelog.restore(live)
+        try:
+            partition, _ = changelog.restore(live)
+        except changelog.ChangelogCorrupt:  # said when it was compared
+            continue
         partition.at += 10**12
         for key, value in changelog.take_changes(partition, 0):
             if value is None:

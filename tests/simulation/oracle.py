@@ -91,7 +91,11 @@ def _note_ends(told: Told, run: Run, changed: Mapping[int, Any], offset: int) ->
 
 def _compare(told: Told, offset: int, live: Mapping[bytes, bytes]) -> None:
     """A restored changelog is what deciding everything before its offset leads to."""
-    partition, _ = changelog.restore(live)
+    try:
+        partition, _ = changelog.restore(live)
+    except changelog.ChangelogCorrupt as error:
+        told.faults.append(f"the changelog at offset {offset} cannot be restored: {error}")
+        return
     expected = told.partition
     if _runs(partition) != _runs(expected):
         told.faults.append(f"the changelog at offset {offset} restores to other runs than the inbox says")

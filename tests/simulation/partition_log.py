@@ -71,6 +71,7 @@ class MemoryLog:
 
     async def start_producer(self) -> None:
         """Take the next epoch: whoever wrote before is fenced."""
+        await asyncio.sleep(self._broker.weather.start_latency_s())
         self._epoch = await self._broker.call(self._host, self._changelog.start_producer)
 
     async def read_changelog(self) -> Mapping[bytes, bytes]:

@@ -75,6 +75,10 @@ class Metrics:
     def __init__(self, weather: Weather) -> None:
         self._weather = weather
 
+    def count(self, what: str) -> None:
+        """Something that only the simulation does."""
+        self._weather.count(what)
+
     def restored(self, *, seconds: float, records: int) -> None:
         """A partition was taken over."""
         self._weather.count("restores")
@@ -136,9 +140,7 @@ class OrchestratorProcess(Process):
         self._reader = Reader()
         self._producer = Producer(broker, host, self.fail)
         self._breaks = False
-        self.owner = PartitionOwner(
-            new_task=self._new_task, rejoin=self._rejoin, fail=self.fail, logger=logger
-        )
+        self.owner = PartitionOwner(new_task=self._new_task, rejoin=self._rejoin, fail=self.fail, logger=logger)
         self._member = group.member(host, self)
         self.members = (self._member,)
 

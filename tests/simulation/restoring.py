@@ -22,5 +22,6 @@ class RestoringTask:
                 await self._finish()
                 self._forget()
                 await self._restore()
+                self._metrics.count("restores after a record")
 
         return Restoring

@@ -3,6 +3,7 @@
 import gc
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -41,30 +42,53 @@ class Tally:
 
 
 def run_chunk(seeds: Sequence[int], without: str | None = None) -> list[Outcome]:
-    """Run some seeds in this process."""
-    sys.unraisablehook = lambda _: None  # processes that were killed are collected in the middle of their work
+    """Run some seeds in this process, one after the other; without a rule, until one of them fails."""
+    _expect_the_dead()
     outcomes = []
     for seed in seeds:
         with rules.product_without(without) as product:
             outcomes.append(simulate(seed, product=product, restoring=is_restoring(seed)))
+        if without is not None and outcomes[-1].faults:
+            break
     gc.collect()
     return outcomes
 
 
-def run_many(seeds: Sequence[int]) -> Tally:
-    """Run seeds in two processes of their own."""
+def _expect_the_dead() -> None:
+    """Be silent about tasks of killed processes: they are collected in the middle of their work."""
+    sys.unraisablehook = lambda _: None
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+
+
+def new_pool() -> ProcessPoolExecutor:
+    """Return processes that run seeds, each with an interpreter of its own."""
+    return ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"))
+
+
+def run_many(pool: ProcessPoolExecutor, seeds: Sequence[int]) -> Tally:
+    """Run seeds on all processes."""
     tally, began = Tally(), time.perf_counter()
     chunks = [seeds[i : i + _CHUNK] for i in range(0, len(seeds), _CHUNK)]
-    with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
-        for outcomes in pool.map(run_chunk, chunks):
-            tally.add(outcomes)
+    for outcomes in pool.map(run_chunk, chunks):
+        tally.add(outcomes)
     tally.seconds = time.perf_counter() - began
     return tally
 
 
+def first_failure(pool: ProcessPoolExecutor, rule: str, seeds: Sequence[int]) -> Outcome | None:
+    """Return the first of the seeds, as far as any was run, that fails without the rule."""
+    chunks = [list(seeds[i : i + _CHUNK]) for i in range(0, len(seeds), _CHUNK)]
+    for at in range(0, len(chunks), PROCESSES):
+        running = [pool.submit(run_chunk, chunk, rule) for chunk in chunks[at : at + PROCESSES]]
+        failed = [outcome for run in running for outcome in run.result() if outcome.faults]
+        if failed:
+            return failed[0]
+    return None
+
+
 def replay(seed: int, *, trace: bool, restoring: bool, without: str | None) -> int:
     """Run one seed and print what is wrong with it."""
-    sys.unraisablehook = lambda _: None
+    _expect_the_dead()
     with rules.product_without(without) as product:
         outcome = simulate(
             seed, product=product, restoring=restoring or is_restoring(seed), logger=loud(print) if trace else NO_LOG

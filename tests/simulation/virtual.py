@@ -1,8 +1,9 @@
 """A virtual clock, and processes that can be killed and frozen between any two awaits.
 
 The loop has no I/O: when nothing is ready its time jumps to the next timer. Every callback belongs to the process
-(`Host`) in whose context it was scheduled, or to nobody: then it is the world's. Callbacks of a dead process are dropped
-where they stand, those of a frozen one wait; so a process stops between two awaits, and none of its cleanup runs.
+(`Host`) in whose context it was scheduled, or to nobody: then it is the world's. Callbacks of a dead process are
+dropped where they stand, those of a frozen one wait; so a process stops between two awaits, and none of its cleanup
+runs.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ class Host:
         self.is_alive = True
         self.is_frozen = False
         self.is_deaf = False  # the group's coordinator and it do not hear each other; everything else works
-        self.has_failed = False  # it was killed, ended by an error, frozen or deaf at some time
+        self.has_failed = False  # killed, ended by an error, frozen, deaf, or not told of a revoke: at some time
         self.handles_left: int | None = None  # until it is killed
         self.on_death: Callable[[Host], None] = lambda _: None
         self.context = copy_context()

@@ -20,6 +20,7 @@ class Climate:
 
     slow: float = 0.0  # a message of the network that takes its time
     slow_s: float = 1.5
+    slow_start: float = 0.0  # of a transactional producer: the coordinator waits for others
     refused: float = 0.0  # of an append
     unknown: float = 0.0  # of an append
     repeated: float = 0.0  # of a record
@@ -47,6 +48,14 @@ class Weather:
         if self._happens(self.climate.slow, "delays"):
             return self.random.uniform(0.1, self.climate.slow_s)
         return 0.0005 + 0.004 * self.random.random()
+
+    def start_latency_s(self) -> float:
+        """Return how much longer the start of a transactional producer takes."""
+        return self.random.uniform(0.05, 0.8) if self._happens(self.climate.slow_start, "slow producer starts") else 0.0
+
+    def redis_latency_s(self) -> float:
+        """Return how long a message to Redis takes: never as long as workers take for an outage."""
+        return min(self.latency_s(), 0.3)
 
     def batch_fate(self) -> Fate:
         """Return what becomes of a batch of appended records."""

@@ -1,9 +1,10 @@
 """Commands, memory and cancellations in memory: the ports of a real `Worker`."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from anabranch.services.steps.ports import (
     Asked,
@@ -17,9 +18,11 @@ from anabranch.services.steps.ports import (
 )
 from anabranch.shared.contracts.codec import Headers
 
-from .broker import EPOCH_MS, Broker, Producer, wake
+from .broker import EPOCH_MS, Broker, Producer, request, wake
 from .group import Group, Member
 from .virtual import Host
+
+T = TypeVar("T")
 
 
 def now_ms(broker: Broker) -> int:
@@ -139,9 +142,7 @@ class MemoryResults:
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
 
-    def append(
-        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers
-    ) -> None:
+    def append(self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         """Append without waiting."""
         self._producer.append(topic, partition, key, value, headers)
 
@@ -156,7 +157,8 @@ class Redis:
 
     known: dict[str, Remembered] = field(default_factory=dict)
     is_down: bool = False
-    was_lost: bool = False  # at some time it was down or wiped: then a handler may run again
+    slow_s: float = 0.0
+    was_lost: bool = False  # at some time it was down, slow or wiped: then a handler may run again
 
     def lose(self) -> None:
         """Forget everything."""
@@ -202,15 +204,22 @@ class MemoryMemory:
 
     async def recall(self, asked: Sequence[Asked]) -> Sequence[Remembered]:
         """Return what is known of each attempt."""
-        return await self._broker.call(self._host, self._redis.recall, asked)
+        return await self._call(partial(self._redis.recall, asked))
 
     async def count_takes(self, asked: Sequence[Asked]) -> Sequence[int]:
         """Add one to each attempt's takes."""
-        return await self._broker.call(self._host, self._redis.count_takes, asked)
+        return await self._call(partial(self._redis.count_takes, asked))
 
     async def remember(self, notes: Sequence[Note]) -> None:
         """Write the notes."""
-        await self._broker.call(self._host, self._redis.remember, notes)
+        await self._call(partial(self._redis.remember, notes))
+
+    async def _call(self, effect: Callable[[], T]) -> T:
+        broker = self._broker
+        return await request(broker.loop, self._host, broker.weather, self._redis_latency_s, effect)
+
+    def _redis_latency_s(self) -> float:
+        return self._redis.slow_s + self._broker.weather.redis_latency_s()
 
 
 class MemoryControl:

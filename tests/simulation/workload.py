@@ -77,8 +77,8 @@ def _submission(random: Random, number: int, within_s: float) -> Submission:
     keyed = random.random() < 0.75
     run_id = run_id_for_key("tenant", f"{number}-{random.random()}")
     message = SubmitRun(
-        run_id=run_id, tenant="tenant", definition=_definition(random.randrange(_PIPELINES)), body_hash=f"body {number}",
-        keep_s=KEEP_S if keyed else 0, settings=SETTINGS,
+        run_id=run_id, tenant="tenant", definition=_definition(random.randrange(_PIPELINES)),
+        body_hash=f"body {number}", keep_s=KEEP_S if keyed else 0, settings=SETTINGS,
     )  # fmt: skip
     again = (at_s + random.choice((0.02, 1.0, 10.0, 60.0)) * random.random(), within_s + 60.0 * random.random())
     cancel = at_s + random.choice((0.0, 1.0, 15.0)) * random.random() if random.random() < 0.2 else None

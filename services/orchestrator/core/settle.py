@@ -119,8 +119,6 @@ def _continue_later(turn: Turn) -> None:
 
 def _settle_step(turn: Turn, index: int) -> None:
     step = turn.step(index)
-    if step.status is not StepStatus.PENDING:
-        return
     if turn.stop is not None and not _spared(turn, index):
         turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
         return

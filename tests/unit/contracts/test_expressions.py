@@ -22,6 +22,7 @@ from anabranch.shared.contracts.expressions import (
     compile_template,
     context_for,
 )
+from anabranch.shared.contracts.limits import MAX_MACRO_ITERATIONS
 from anabranch.shared.contracts.programs import CONDITION, PIPELINE, compile_expression
 from tests.unit.contracts.test_source import json_values
 
@@ -138,6 +139,17 @@ def test_what_does_not_compile_says_where_and_what_was_meant(source: str, words:
 )
 def test_an_expression_names_its_paths(source: str, paths: set[tuple[str, ...]]) -> None:
     assert compile_expression(source).paths == paths
+
+
+def test_the_limit_of_iterations_is_the_engines() -> None:
+    """All macros of an evaluation may iterate so often together, and not once more."""
+    most = MAX_MACRO_ITERATIONS
+    assert evaluate(f"range({most}).all(x, true)")
+    assert evaluate("inputs.list.all(x, true)", {"inputs": {"list": [0] * most}})
+    assert evaluate(f"range({most - 99}).all(x, true) && range(99).all(x, true)")
+    for source in ("inputs.list.all(x, true)", f"range({most}).all(x, true) && range(1).all(x, true)"):
+        with pytest.raises(ExpressionError, match=f"iterate more than {most} times"):
+            evaluate(source, {"inputs": {"list": [0] * (most + 1)}})
 
 
 def test_a_context_holds_only_what_is_named() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from anabranch.shared.contracts import needs as graph
 from anabranch.shared.contracts.source import Source, parse_source
+from anabranch.shared.contracts.spec import parse_spec
 from anabranch.shared.contracts.validation import (
     InvalidInputs,
     InvalidPipeline,
@@ -193,17 +194,56 @@ def test_an_inputs_schema_that_is_none_is_found(schema: Any, place: str) -> None
     assert list(problems(a_pipeline(inputs={"i": schema}))) == [place]
 
 
-def test_the_canonical_text_is_one_for_one_content() -> None:
+def test_the_canonical_text_is_the_same_for_json_and_yaml() -> None:
     first = valid(a_pipeline())
     again = validate_pipeline(
         parse_source(
-            b"{steps: {a: {with: {value: 1}, uses: transform}}, inputs: {url: {type: string}}, name: x}",
+            b"{name: x, inputs: {url: {type: string}}, steps: {a: {uses: transform, with: {value: 1}}}}",
             "application/yaml",
         )
     )
     assert (first.canonical, first.content_hash) == (again.canonical, again.content_hash)
     assert orjson.loads(first.canonical) == a_pipeline()
     assert first.content_hash != valid(a_pipeline(name="y")).content_hash
+
+
+def test_the_canonical_text_keeps_the_order_of_the_author() -> None:
+    step = {"uses": "transform", "with": {"value": {"z": 1, "a": 2}}}
+    found = valid(a_pipeline(inputs={"z": {}, "a": {}}, steps={"second": step, "first": step}, outputs={"z": 1, "a": 1}))
+    assert list(found.spec.steps) == ["second", "first"]
+    assert list(found.spec.inputs) == list(found.spec.outputs) == ["z", "a"]
+    assert list(parse_spec(found.canonical).steps) == ["second", "first"]
+    assert '{"z":1,"a":2}' in found.canonical
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "place"),
+    [
+        ({"properties": {"url": {}, "method": {}}, "additionalProperties": False}, {"metod": 1}, "/metod"),
+        (
+            {"properties": {"a": {"items": {"properties": {"method": {}}, "additionalProperties": False}}}},
+            {"a": [{"metod": 1}]},
+            "/a/0/metod",
+        ),
+        (
+            {
+                "$defs": {"b": {"properties": {"method": {}}, "additionalProperties": False}},
+                "properties": {"a": {"$ref": "#/$defs/b"}},
+            },
+            {"a": {"metod": 1}},
+            "/a/metod",
+        ),
+    ],
+)
+def test_an_unknown_key_of_a_literal_with_gets_the_nearest_property(
+    schema: dict[str, Any], value: Any, place: str
+) -> None:
+    body = a_pipeline(steps={"a": {"uses": "u", "with": value}})
+    with pytest.raises(InvalidPipeline) as caught:
+        validate_pipeline(Source(body), step_types={"u": {"type": "object", **schema}})
+    assert [(p.pointer, p.message) for p in caught.value.errors] == [
+        (f"/steps/a/with{place}", "unknown key 'metod'; did you mean 'method'?")
+    ]
 
 
 def test_a_part_of_a_body_is_validated_with_pointers_of_the_body() -> None:

@@ -1,0 +1,73 @@
+"""Messages to records and back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.codec import Undecodable, decode, encode, header, trace_id_or
+
+ID = {"message_id": "r/a/1", "source": "/s", "at_ms": 1_770_000_000_123, "trace_id": "0" * 31 + "1"}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(json_values)
+def test_output_comes_back_as_it_was(output: object) -> None:
+    """Nulls in maps and lists too, in the order they had."""
+    message = m.AttemptSucceeded(run_id="r", step="a", attempt=1, output=output)
+    back = decode(m.INBOX, encode(message, **ID).value)  # type: ignore[arg-type]
+    assert isinstance(back, m.AttemptSucceeded)
+    assert json.dumps(back.output) == json.dumps(output)
+
+
+def test_headers_are_cloud_events_in_binary_mode_and_a_traceparent() -> None:
+    """CloudEvents 1.0 and W3C Trace Context; nothing of the host that sends."""
+    record = encode(m.CancelRun(run_id="r"), **ID)  # type: ignore[arg-type]
+    plain = {name: value.decode() for name, value in record.headers if name != "traceparent"}
+    assert plain == {
+        "ce_id": "r/a/1", "ce_type": "CancelRun", "ce_source": "/s", "ce_time": "2026-02-02T02:40:00.123000Z",
+        "ce_specversion": "1.0",
+    }  # fmt: skip
+    version, trace, span, flags = dict(record.headers)["traceparent"].decode().split("-")
+    assert (version, trace, len(span), flags) == ("00", "0" * 31 + "1", 16, "01")
+    assert encode(m.CancelRun(run_id="r"), **ID) == record  # type: ignore[arg-type]
+
+
+def test_type_in_the_headers_is_the_shape_of_the_value() -> None:
+    """Who waits for the end of runs finds it by one header: all four ends are a `RunEnded`."""
+    event = m.RunEnded(type="RunFailed", run_id="r", seq=1, at="", status="failed", started_at="")
+    assert header(encode(event, **ID).headers, "ce_type") == "RunEnded"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, b"", b"{", b"[]", b"\xff\xfe", b'{"type":"Nope"}', b"[" * 5000, b'{"type":"CancelRun"}',
+     b'{"type":"AttemptSucceeded","run_id":"r","step":"a","attempt":1,"output":NaN}',
+     b'{"type":"AttemptSucceeded","run_id":"r","step":"a","attempt":1,"output":[1e400]}'],
+)  # fmt: skip
+def test_record_that_cannot_be_decoded_keeps_its_bytes_and_says_why(value: bytes | None) -> None:
+    """Never an exception in a consume loop; what is not JSON by RFC 8259 would not survive a restore."""
+    undecodable = decode(m.INBOX, value)
+    assert isinstance(undecodable, Undecodable)
+    assert undecodable.value == value
+    assert undecodable.reason
+
+
+def test_header_that_is_absent_null_or_not_text_is_none() -> None:
+    """Kafka allows a header without a value."""
+    headers = (("a", b"1"), ("b", None), ("c", b"\xff"))
+    assert [header(headers, name) for name in "abcd"] == ["1", None, None, None]
+
+
+def test_trace_is_the_clients_or_made_of_the_run_id() -> None:
+    """32 hex digits either way."""
+    assert trace_id_or("f" * 32, "r") == "f" * 32
+    assert trace_id_or("", "0192f0c3-0000-7000-8000-000000000001") == "0192f0c3000070008000000000000001"

@@ -23,7 +23,7 @@ MAX_INTEGER: Final = 2**63 - 1
 
 # What an expression may do.
 MAX_EXPRESSION_CHARS: Final = 4 * KIB
-MAX_LIST_UNDER_MACRO: Final = 10_000
+MAX_MACRO_ITERATIONS: Final = 9_999  # of all macros of one evaluation together: the engine's own budget
 MAX_RENDERED_BYTES: Final = 1 * MIB
 
 # What a step may hold. A command carries one input, a result one output.

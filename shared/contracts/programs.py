@@ -27,7 +27,7 @@ from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import (
     MAX_EXPRESSION_CHARS,
     MAX_INTEGER,
-    MAX_LIST_UNDER_MACRO,
+    MAX_MACRO_ITERATIONS,
     MAX_NESTING,
 )
 
@@ -76,8 +76,8 @@ RETRY: Final = Environment(("error", "attempt"))
 
 
 def _range(n: int) -> list[int]:
-    if not 0 <= n < MAX_LIST_UNDER_MACRO:
-        raise ValueError(f"range({n}) is not within 0 to {MAX_LIST_UNDER_MACRO - 1}")
+    if not 0 <= n <= MAX_MACRO_ITERATIONS:
+        raise ValueError(f"range({n}) is not within 0 to {MAX_MACRO_ITERATIONS}")
     return list(range(n))
 
 
@@ -162,7 +162,7 @@ class Program:
         if match:
             return f"a macro (map, filter, all, exists) runs over a list, and this is a {match[1].replace('_type', '')}"
         if "Iteration budget" in message:
-            return f"the macros iterate more than {MAX_LIST_UNDER_MACRO - 1} times in all"
+            return f"the macros iterate more than {MAX_MACRO_ITERATIONS} times in all"
         return _STATUS_CODE.sub("", message).strip()
 
 

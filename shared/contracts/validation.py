@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+import orjson
 from pydantic import BaseModel, ValidationError
 
 from anabranch.shared.contracts import needs as graph
@@ -84,7 +85,7 @@ class InvalidInputs(_InvalidError):
 
 @dataclass(frozen=True, slots=True)
 class ValidPipeline:
-    """A definition that may run: its model, its one JSON text, and that text's SHA-256 in hex."""
+    """A definition that may run: its model, its JSON text in the author's order, and that text's SHA-256 in hex."""
 
     spec: PipelineSpec
     canonical: str
@@ -205,7 +206,7 @@ _WORDS: Final = {
 
 
 def _check_shape(value: Any, report: _Report) -> tuple[PipelineSpec | None, str]:
-    canonical = canonical_json(value)
+    canonical = orjson.dumps(value).decode()  # in the author's order: steps are shown and dispatched in it
     try:
         return parse_spec(canonical), canonical
     except ValidationError as error:
@@ -385,7 +386,8 @@ class _Checker:
         if not violation.unexpected:
             self._report.add(place, violation.message)
         for name in violation.unexpected:
-            self._report.add(place + pointer_to(name), f"unknown key {name[:80]!r}")
+            near = self._report.suggest(name, violation.known)
+            self._report.add(place + pointer_to(name), f"unknown key {name[:80]!r}{near}")
 
     # -- expressions
 

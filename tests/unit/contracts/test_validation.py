@@ -209,7 +209,9 @@ def test_the_canonical_text_is_the_same_for_json_and_yaml() -> None:
 
 def test_the_canonical_text_keeps_the_order_of_the_author() -> None:
     step = {"uses": "transform", "with": {"value": {"z": 1, "a": 2}}}
-    found = valid(a_pipeline(inputs={"z": {}, "a": {}}, steps={"second": step, "first": step}, outputs={"z": 1, "a": 1}))
+    found = valid(
+        a_pipeline(inputs={"z": {}, "a": {}}, steps={"second": step, "first": step}, outputs={"z": 1, "a": 1})
+    )
     assert list(found.spec.steps) == ["second", "first"]
     assert list(found.spec.inputs) == list(found.spec.outputs) == ["z", "a"]
     assert list(parse_spec(found.canonical).steps) == ["second", "first"]

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "services" / "orchestrator" / "core"
-LEAST_PERCENT = 98.0  # below it, something of the core has come without its tests
+LEAST_PERCENT = 99.0  # below it, something of the core has come without its tests
 
 
 def main() -> int:

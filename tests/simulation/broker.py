@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from anabranch.services.orchestrator.core.changelog import Change
 from anabranch.shared.contracts.codec import Headers
+from anabranch.shared.contracts.limits import MAX_RECORD_BYTES
 from anabranch.shared.contracts.topics import TopicNames
 
 from .virtual import Host, VirtualLoop
@@ -249,6 +250,9 @@ class Producer:
         """Append without waiting. Raises `AppendRefused` once a batch was lost."""
         if self.failure is not None:
             raise AppendRefused(str(self.failure))
+        if len(value or b"") > MAX_RECORD_BYTES:
+            self._fail(f"a record of {len(value or b'')} bytes for {topic}")
+            raise AppendRefused(str(self.failure))
         lane = self._lanes.get((topic, partition))
         if lane is None:
             lane = self._lanes[topic, partition] = _Lane(topic, partition)
@@ -315,7 +319,10 @@ class Producer:
             lane.is_busy = False
 
     def _lose(self, lane: _Lane, batch: list[_Appended]) -> None:
-        self.failure = AppendRefused(f"{len(batch)} records for {lane.topic}-{lane.partition} are lost")
+        self._fail(f"{len(batch)} records for {lane.topic}-{lane.partition} are lost")
+
+    def _fail(self, why: str) -> None:
+        self.failure = AppendRefused(why)
         for _, waiter in self._waiters:
             _answer_error(waiter, self.failure)
             waiter.exception()

@@ -8,7 +8,7 @@ from anabranch.services.orchestrator.core import changelog
 from anabranch.services.orchestrator.core.effects import Append, Channel
 from anabranch.services.orchestrator.core.partition import Partition, to_runs
 from anabranch.services.orchestrator.core.state import Run
-from anabranch.services.orchestrator.core.status import TERMINAL
+from anabranch.services.orchestrator.core.status import TERMINAL, StepStatus
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Headers, Undecodable, decode
 
@@ -106,9 +106,14 @@ def _compare(told: Told, offset: int, live: Mapping[bytes, bytes]) -> None:
 def _runs(partition: Partition) -> dict[str, object]:
     return {
         run.id: (run.submission, run.started_at, run.at, run.seq, run.continued, run.stop, run.error, run.steps,
-                 run.open, run.in_flight, run.unmet, run.unhappy, run.backlog)
+                 run.open, run.in_flight, run.unmet, run.unhappy, _ready(run))
         for run in partition.runs.values()
     }  # fmt: skip
+
+
+def _ready(run: Run) -> list[int]:
+    """The pending steps of the backlog: those that a stop has swept since are passed over when their turn comes."""
+    return [index for index in run.backlog if run.steps[index].status is StepStatus.PENDING]
 
 
 def _finished(partition: Partition) -> dict[str, int]:

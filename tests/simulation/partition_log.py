@@ -10,6 +10,7 @@ from anabranch.services.orchestrator.ports import (
     AppendLost,
     CheckpointFailed,
     Fenced,
+    InboxGone,
     InboxRecord,
 )
 from anabranch.shared.contracts.partitioner import partition_of
@@ -95,9 +96,11 @@ class MemoryLog:
         if self._stale:
             stale, self._stale = self._stale, ()
             return stale
-        if self._position >= self._inbox.end and not self._is_interrupted and wait_s > 0:
+        if self._position == self._inbox.end and not self._is_interrupted and wait_s > 0:
             await self._until_there_is_any(wait_s)
         self._is_interrupted = False
+        if self._position > self._inbox.end:
+            raise InboxGone(f"inbox partition {self._partition} does not hold offset {self._position}")
         records = self._tagged(self._position, self._assignment)
         if records:
             self._position = records[-1].offset + 1

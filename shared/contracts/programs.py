@@ -190,7 +190,9 @@ def compile_expression(source: str, environment: Environment = PIPELINE) -> Prog
     found = _Walk(environment.variables, tree).run(ast.expression(tree))
     for one in sorted(found.paths):
         _check_path(one)
-    if found.is_changed:
+    for comprehension, append in found.appends:
+        ast.append_in_blocks(comprehension, append)
+    if found.is_changed or found.appends:
         compiled = engine.deserialize(ast.encode(tree))
     returns = _checked_return_type(compiled)
     return Program(
@@ -358,6 +360,7 @@ class _Walk:
         self.paths: set[Path] = set()
         self.status_calls: set[tuple[str, str | None]] = set()
         self.is_changed = False
+        self.appends: list[tuple[ast.Node, ast.Node]] = []
         self.checks_macros = False
         self.adds = False
 
@@ -410,6 +413,9 @@ class _Walk:
                 outer = one.number in (ast.COMPREHENSION_RANGE, ast.COMPREHENSION_INIT)
                 yield one.value, bound if outer else inner
         self._guard_range(node)
+        append = ast.appends_to(node)
+        if append is not None:
+            self.appends.append((node, append))
 
     def _guard_range(self, node: ast.Node) -> None:
         over = node.child(ast.COMPREHENSION_RANGE)

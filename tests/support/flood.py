@@ -200,4 +200,4 @@ def faults_of(seen: Seen, accepted: Mapping[str, int]) -> list[str]:
 
 def default_definition(sleep_s: float = 0.3) -> dict[str, Any]:
     """Return the diamond of witnesses."""
-    return diamond("witness", sleep_s=sleep_s)
+    return diamond("witness", sleep=sleep_s)

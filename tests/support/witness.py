@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from pydantic import BaseModel
-from redis.asyncio import Redis
+from pydantic import BaseModel, ConfigDict
+from redis.asyncio import BlockingConnectionPool, Redis
 
 from anabranch.steps import StepContext, serve, step_type
 
@@ -20,6 +20,8 @@ STARTS: Final = "witness:starts"
 
 class Watched(BaseModel):
     """What to do after the start was counted."""
+
+    model_config = ConfigDict(extra="forbid")
 
     sleep: float = 0
     value: Any = None
@@ -34,14 +36,15 @@ class Seen(BaseModel):
 @asynccontextmanager
 async def open_redis() -> AsyncIterator[Redis]:
     """Connect to the Redis of the stack."""
-    redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
+    url = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
+    redis = Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=8))
     try:
         yield redis
     finally:
         await redis.aclose()
 
 
-@step_type("witness", description="Count the start of its handler, outside.", concurrency=256, lifespan=open_redis)
+@step_type("witness", description="Count the start of its handler, outside.", concurrency=64, lifespan=open_redis)
 async def witness(watched: Watched, context: StepContext) -> Seen:
     """Count this start, then sleep."""
     redis: Redis = context.resource

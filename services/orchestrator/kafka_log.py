@@ -137,15 +137,15 @@ class KafkaPartitionLog:
         self._buffer: list[InboxRecord] = []
         self._arrived = asyncio.Event()
         self._broken: LogError | None = None
+        inbox, run_events = (self._topics.inbox, partition), (self._topics.run_events, partition)
+        control, dead_letters = (self._topics.control, 0), self._topics.dead_letters
+        self._command_topics: dict[str, str] = {}  # by step type
         self._address: Mapping[Channel, Callable[[Append], tuple[str, int]]] = {
-            Channel.INBOX: self._own_inbox_partition,
+            Channel.INBOX: lambda _: inbox,
             Channel.COMMANDS: self._command_partition,
-            Channel.CONTROL: lambda _: (self._topics.control, 0),
-            Channel.RUN_EVENTS: lambda _: (self._topics.run_events, self._partition),
-            Channel.DEAD_LETTERS: lambda a: (
-                self._topics.dead_letters,
-                partition_of(a.key.encode(), self._topics.runs),
-            ),
+            Channel.CONTROL: lambda _: control,
+            Channel.RUN_EVENTS: lambda _: run_events,
+            Channel.DEAD_LETTERS: lambda a: (dead_letters, partition_of(a.key.encode(), self._topics.runs)),
         }
         self.next_offset = 0
 
@@ -257,12 +257,11 @@ class KafkaPartitionLog:
         except AppendFailed as error:
             raise AppendLost(str(error)) from error
 
-    def _own_inbox_partition(self, _: Append) -> tuple[str, int]:
-        return self._topics.inbox, self._partition
-
     def _command_partition(self, output: Append) -> tuple[str, int]:
-        partition = partition_of(output.key.encode(), self._topics.steps_partitions)
-        return self._topics.steps(output.step_type), partition
+        topic = self._command_topics.get(output.step_type)
+        if topic is None:
+            topic = self._command_topics[output.step_type] = self._topics.steps(output.step_type)
+        return topic, partition_of(output.key.encode(), self._topics.steps_partitions)
 
     def acknowledged(self) -> "asyncio.Future[None]":
         """Return a future that is done when everything appended so far is acknowledged."""

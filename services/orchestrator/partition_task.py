@@ -12,7 +12,6 @@ more, drain, checkpoint, close. What each error leads to stands in `ports.ON_ERR
 
 import asyncio
 import traceback
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,10 +28,10 @@ from anabranch.services.orchestrator.ports import ON_ERROR, Answer, InboxRecord,
 from anabranch.services.orchestrator.timers import Due, Timers
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Undecodable, decode, encode
+from anabranch.shared.contracts.dead_letters import Origin, dead_letter
 from anabranch.shared.contracts.ids import trace_id_of_run
 
 _YIELD_AFTER_S: Final = 0.02  # heartbeats and the other partitions get their turn
-_TRACEBACK_CHARS: Final = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,16 +257,14 @@ class PartitionTask:
         self._log.append(Append(Channel.INBOX, due.run_id, record.value, record.headers))
 
     def _dead_letter(self, record: InboxRecord, error_type: str, reason: str, words: str | None) -> None:
+        origin = Origin(
+            self._topic, self._log.partition, record.offset, record.at_ms, record.key, record.value, record.headers
+        )
+        letter = dead_letter(
+            origin, service="orchestrator", source=SOURCE, error_type=error_type, reason=reason, traceback=words
+        )
         key = "" if record.key is None else record.key.decode(errors="replace")
-        letter = m.DeadLetter(
-            topic=self._topic, partition=self._log.partition, offset=record.offset, at_ms=record.at_ms,
-            key_base64=_base64(record.key), value_base64=_base64(record.value), service="orchestrator",
-            headers={name: value.decode(errors="replace") for name, value in record.headers},
-            error_type=error_type, error_message=reason, traceback=None if words is None else words[-_TRACEBACK_CHARS:],
-        )  # fmt: skip
-        message_id = f"{self._topic}/{self._log.partition}/{record.offset}"
-        encoded = encode(letter, message_id=message_id, source=SOURCE, at_ms=record.at_ms, trace_id="0" * 32)
-        self._log.append(Append(Channel.DEAD_LETTERS, key, encoded.value, encoded.headers))
+        self._log.append(Append(Channel.DEAD_LETTERS, key, letter.value, letter.headers))
         self._metrics.dead_lettered(error_type)
 
     # --- 4. checkpoint --------------------------------------------------------------------------------------------
@@ -335,7 +332,3 @@ class PartitionTask:
 
 
 _IDLE_WAIT_S: Final = 60.0  # nothing is due: only a record or `stop` ends the wait
-
-
-def _base64(raw: bytes | None) -> str | None:
-    return None if raw is None else b64encode(raw).decode()

@@ -1,9 +1,7 @@
 """What an attempt answers: its output or its error, as messages to the inbox. Pure."""
 
 import traceback
-from base64 import b64encode
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final
 
@@ -12,15 +10,15 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from anabranch.services.steps.ports import CommandRecord
 from anabranch.shared.contracts.codec import Encoded, encode, trace_id_or
+from anabranch.shared.contracts.dead_letters import Origin, dead_letter
 from anabranch.shared.contracts.errors import ErrorType, RetryableError, StepError, TerminalError
 from anabranch.shared.contracts.ids import attempt_id
-from anabranch.shared.contracts.limits import MAX_ERROR_DETAILS_BYTES, MAX_MESSAGE_BYTES, MAX_STEP_OUTPUT_BYTES
+from anabranch.shared.contracts.limits import MAX_ERROR_DETAILS_BYTES, MAX_STEP_OUTPUT_BYTES
 from anabranch.shared.contracts.messages import (
     AttemptCancelled,
     AttemptFailed,
     AttemptStarted,
     AttemptSucceeded,
-    DeadLetter,
     Lease,
     LeasesRenewed,
     RunStep,
@@ -31,7 +29,6 @@ AttemptMessage = Answer | AttemptStarted
 
 _TRACEBACK_CHARS: Final = 4_000  # the tail: where it was raised
 _LEASES_PER_RECORD: Final = 200  # with 4 KiB of progress each, well below what a record may weigh
-_DEAD_LETTER_BYTES: Final = MAX_MESSAGE_BYTES * 3 // 4 * 7 // 8  # as base64, with the envelope, within a message
 
 
 def succeeded(command: RunStep, output: BaseModel, duration_ms: int) -> Answer:
@@ -154,22 +151,8 @@ def encode_dead_letter(
     record: CommandRecord, *, topic: str, service: str, error_type: str, error_message: str
 ) -> Encoded:
     """Return the dead letter of a command record: where it stood, its bytes, and why it could not be handled."""
-    place = f"{topic}/{record.partition}/{record.offset}"
-    value = record.value
-    if value is not None and len(value) > _DEAD_LETTER_BYTES:
-        error_message = f"{error_message} (the first {_DEAD_LETTER_BYTES} of {len(value)} bytes are kept)"
-        value = value[:_DEAD_LETTER_BYTES]
-    letter = DeadLetter(
-        topic=topic, partition=record.partition, offset=record.offset, at_ms=record.timestamp_ms,
-        key_base64=_base64(record.key), value_base64=_base64(value),
-        service=service, error_type=error_type, error_message=error_message,
-    )  # fmt: skip
-    trace = blake2b(place.encode(), digest_size=16).hexdigest()
-    return encode(letter, message_id=place, source=service, at_ms=record.timestamp_ms, trace_id=trace)
-
-
-def _base64(raw: bytes | None) -> str | None:
-    return None if raw is None else b64encode(raw).decode()
+    origin = Origin(topic, record.partition, record.offset, record.timestamp_ms, record.key, record.value)
+    return dead_letter(origin, service=service, source=service, error_type=error_type, reason=error_message)
 
 
 def _bounded(details: Any) -> Any:

@@ -42,9 +42,7 @@ def encode(message: Message, *, message_id: str, source: str, at_ms: int, trace_
     """Return the message as a record. `at_ms` is the broker time of the record that caused it."""
     return Encoded(
         value=message.__pydantic_serializer__.to_json(message, exclude_none=True),
-        headers=headers_of(
-            type(message).__name__, message_id=message_id, source=source, at_ms=at_ms, trace_id=trace_id
-        ),
+        headers=headers_of(message.type, message_id=message_id, source=source, at_ms=at_ms, trace_id=trace_id),
     )
 
 

@@ -21,6 +21,8 @@ class Message(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    type: str
+
 
 # --- pipelines.inbox: everything that can change a run --------------------------------------------------------
 

@@ -6,10 +6,11 @@ from typing import Any, Final, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from anabranch.shared.contracts.messages import RUN_ENDED_TYPES
 from anabranch.shared.runtime.kafka import new_consumer
 from anabranch.shared.runtime.settings import Settings
 
-_ENDED: Final = ("ce_type", b"RunEnded")
+_ENDED: Final = frozenset(("ce_type", name.encode()) for name in RUN_ENDED_TYPES)
 _POLL_MS: Final = 500
 
 
@@ -42,7 +43,7 @@ class Ends:
     def _take(self, records: Sequence[Any]) -> None:
         self.events += len(records)
         for record in records:
-            if _ENDED in record.headers:
+            if not _ENDED.isdisjoint(record.headers):
                 self.ended[record.key.decode()] = record.value
 
     async def until_count(self, count: int, timeout_s: float) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from anabranch.services.orchestrator.partition_task import PartitionTask
 from anabranch.services.steps.worker import Worker
 from anabranch.shared.contracts.codec import encode
-from anabranch.shared.contracts.messages import CancelRun, Message, SubmitRun
+from anabranch.shared.contracts.messages import RUN_ENDED_TYPES, CancelRun, Message, SubmitRun
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.topics import TopicNames
 
@@ -27,7 +28,7 @@ from .processes import OrchestratorProcess, Process, WorkerProcess
 from .restoring import RestoringTask
 from .tracing import NO_LOG
 from .virtual import Host, Stuck, VirtualLoop
-from .weather import CALM, Weather
+from .weather import Weather
 from .witness import Journal
 from .worker_ports import Redis
 from .workload import USES, Submission, submissions, work
@@ -57,6 +58,7 @@ class Outcome:
     drew: Counter[str]
     virtual_s: float = 0.0
     callbacks: int = 0
+    cpu_s: float = 0.0
     digest: str = ""  # of every log: the same seed gives the same, in any process
 
 
@@ -140,6 +142,9 @@ class World:
         host.spawn(slot.process.live(), "process")
 
     def _on_death(self, slot: Slot, host: Host) -> None:
+        if isinstance(slot.process, WorkerProcess):
+            handlers = sum(attempt.started_at is not None for attempt in slot.process.worker._attempts.values())
+            self.weather.count("handlers that died with their worker", handlers)
         slot.group.silent(host)
         self.loop.later(self.random.choice((0.05, 1.0, 4.0)), self.start, slot)
 
@@ -205,7 +210,7 @@ class World:
 
 
 def _is_end(record: Record) -> bool:
-    return dict(record.headers)["ce_type"] == b"RunEnded"
+    return dict(record.headers)["ce_type"].decode() in RUN_ENDED_TYPES
 
 
 async def _drive(world: World, plan: Plan) -> None:
@@ -256,6 +261,7 @@ def simulate(
     seed: int, *, product: Product = Product(), restoring: bool = False, logger: FilteringBoundLogger = NO_LOG
 ) -> Outcome:
     """Run a seed to its end, and say what is wrong."""
+    began = time.process_time()
     gc.disable()  # what is collected runs its cleanup, whenever that is
     random = Random(seed)
     loop = VirtualLoop()
@@ -269,7 +275,6 @@ def simulate(
         faults = invariants.check(world)
     except Stuck as stuck:
         faults = [str(stuck)]
-    weather.climate = CALM
-    outcome = Outcome(seed, faults, weather.drew, loop.now, loop.handled, invariants.digest(world))
     loop.close()
-    return outcome
+    cpu_s = time.process_time() - began
+    return Outcome(seed, faults, weather.drew, loop.now, loop.handled, cpu_s, invariants.digest(world))

@@ -324,8 +324,9 @@ class Producer:
     def _fail(self, why: str) -> None:
         self.failure = AppendRefused(why)
         for _, waiter in self._waiters:
-            _answer_error(waiter, self.failure)
-            waiter.exception()
+            if not waiter.done():
+                waiter.set_exception(self.failure)
+                waiter.exception()  # it counts as seen: `on_failure` is told, not everybody awaits their future
         self._on_failure(self.failure)
 
 

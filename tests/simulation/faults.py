@@ -53,7 +53,7 @@ class Plan:
         return cls(
             orchestrators=random.choice((1, 2, 2)),
             workers=random.choice((1, 2, 2)),
-            runs=random.randint(2, 5),
+            runs=random.randint(3, 7),
             faults=sorted((random.uniform(0.3, CALM_AT_S - 15), kind) for kind in kinds),
         )
 
@@ -128,9 +128,9 @@ def _leaderless(uses: str) -> Callable[["World"], None]:
 
     def begin(world: "World") -> None:
         topics = world.broker.topics
-        names = (topics.inbox, topics.run_events, topics.steps(USES), topics.control)
+        names = (topics.inbox, topics.inbox, topics.run_events, topics.steps(USES), topics.control)
         topic, partition = world.random.choice(names), world.random.randrange(topics.runs)
-        lasts_s = world.random.uniform(0.5, 4.0)
+        lasts_s = world.random.uniform(0.5, 6.0)
         world.broker.leaderless[topic, partition] = world.loop.now + lasts_s
         world.weather.count("outages of a partition")
         world.loop.later(lasts_s * world.random.random(), _kill(uses), world)

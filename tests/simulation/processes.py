@@ -56,12 +56,12 @@ class Process:
         await asyncio.wait([running, self.failed], return_when=asyncio.FIRST_COMPLETED)
         if running.done() and not running.cancelled() and running.exception() is not None:
             self.why = self.why or running.exception()
-        self.host.has_failed |= self.why is not None
         if self.why is not None:  # `run_service` cancels what runs, and gives it a moment
             self.broker.weather.count("processes ended by an error")
             self.host.cancel_all()
             self.broker.loop.later(0.01, self.host.kill)
             await asyncio.sleep(1)
+        self.host.is_done = self.why is None
         self.broker.loop.later(0, self.host.kill)
 
     async def main(self) -> None:

@@ -31,12 +31,14 @@ class Tally:
     drew: Counter[str] = field(default_factory=Counter)
     failed: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
+    cpu_s: float = 0.0
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         """Take up the outcomes of some seeds."""
         for outcome in outcomes:
             self.seeds += 1
             self.drew += outcome.drew
+            self.cpu_s += outcome.cpu_s
             if outcome.faults:
                 self.failed.append(outcome)
 

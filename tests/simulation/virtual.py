@@ -31,6 +31,7 @@ class Host:
         self.is_alive = True
         self.is_frozen = False
         self.is_deaf = False  # the group's coordinator and it do not hear each other; everything else works
+        self.is_done = False  # it has ended by itself, as it should
         self.has_failed = False  # killed, ended by an error, frozen, deaf, or not told of a revoke: at some time
         self.handles_left: int | None = None  # until it is killed
         self.on_death: Callable[[Host], None] = lambda _: None
@@ -57,6 +58,7 @@ class Host:
         """End at once: nothing of it runs any more."""
         if self.is_alive:
             self.is_alive = False
+            self.has_failed |= not self.is_done
             self._parked.clear()
             self.on_death(self)
 
@@ -80,7 +82,6 @@ class Host:
         if self.handles_left is not None:
             self.handles_left -= 1
             if self.handles_left <= 0:
-                self.has_failed = True
                 self.kill()
                 return False
         return True

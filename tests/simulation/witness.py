@@ -34,6 +34,10 @@ class Journal:
     hosts: dict[str, list[Host]] = field(default_factory=dict)  # that started the attempt
     numbers: int = 0
 
+    def runs_of(self, step: str) -> int:
+        """Return how often a handler of this step was started."""
+        return sum(f"{start.run_id}/{start.step}" == step for start in self.starts)
+
 
 class Witness:
     """What the handlers of one worker tell."""
@@ -46,7 +50,7 @@ class Witness:
         control = broker.log(broker.topics.control, 0)
         self._cancelled = {dict(record.headers)["ce_id"] for record in control.records}
 
-    async def handler(self, context: StepContext, sleep_s: float) -> int:
+    async def handler(self, context: StepContext, sleep_s: float, kills_first: int) -> int:
         """Note the start, take the time, return a number that no other handler returns."""
         attempt = attempt_id(context.run_id, context.step, context.attempt)
         place = partition_of(context.run_id.encode(), self._broker.topics.runs)
@@ -65,4 +69,8 @@ class Witness:
         number = self._journal.numbers
         if sleep_s:
             await asyncio.sleep(sleep_s)
+        if kills_first and self._journal.runs_of(context.idempotency_key) <= kills_first:
+            self._broker.weather.count("workers that a step took down")
+            self._host.kill()
+            await asyncio.sleep(0)  # and never again
         return number

@@ -27,11 +27,12 @@ SETTINGS = RunSettings(
 
 
 class Order(BaseModel):
-    """What a step is to do: take its time, fail at first, or for good."""
+    """What a step is to do: take its time, fail at first or for good, take its worker down."""
 
     sleep_s: float = 0.0
     fail_first: int = 0
     is_terminal: bool = False
+    kills_first: int = 0  # so often it takes its worker down with it
     given: Any = None
 
 
@@ -44,7 +45,7 @@ class Done(BaseModel):
 
 async def _work(order: Order, context: StepContext) -> Done:
     witness: Witness = context.resource
-    number = await witness.handler(context, order.sleep_s)
+    number = await witness.handler(context, order.sleep_s, order.kills_first)
     if order.is_terminal:
         raise TerminalError(f"{context.step} never works")
     if context.attempt <= order.fail_first:
@@ -100,16 +101,11 @@ def _step(random: Random, name: str, before: list[str]) -> dict[str, Any]:
     needs = sorted(random.sample(before, min(len(before), random.choice((0, 1, 1, 2)))))
     if random.random() < 0.15:
         return {"uses": "transform", "needs": needs, "with": {"value": {"from": name}}}
-    order: dict[str, Any] = {"sleep_s": _sleep_s(random)}
-    step: dict[str, Any] = {"uses": USES, "needs": needs, "with": order}
-    if random.random() < 0.25:
-        order["fail_first"] = random.choice((1, 1, 2, 9))
+    order: dict[str, Any] = {"sleep_s": _sleep_s(random), **_trouble(random)}
+    step: dict[str, Any] = {"uses": USES, "needs": needs, "with": order, "continue_on_error": random.random() < 0.3}
+    if "fail_first" in order:
         jitter = random.choice(("full", "none"))
         step["retry"] = {"max_attempts": random.choice((2, 3)), "initial": random.choice((0.05, 2)), "jitter": jitter}
-    elif random.random() < 0.06:
-        order["is_terminal"] = True
-    if random.random() < 0.3:
-        step["continue_on_error"] = True
     if random.random() < 0.12:
         step["timeout"] = random.choice((0.3, 2, 12))
     if needs and random.random() < 0.25:
@@ -117,6 +113,17 @@ def _step(random: Random, name: str, before: list[str]) -> dict[str, Any]:
     elif needs and random.random() < 0.3:
         order["given"] = f"${{{{ steps.{needs[0]}.status }}}}"
     return step
+
+
+def _trouble(random: Random) -> dict[str, Any]:
+    kind = random.random()
+    if kind < 0.25:
+        return {"fail_first": random.choice((1, 1, 2, 9))}
+    if kind < 0.3:
+        return {"is_terminal": True}
+    if kind < 0.33:
+        return {"kills_first": random.choice((1, 1, 2, 99))}
+    return {}
 
 
 def _sleep_s(random: Random) -> float:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.scenarios import (
+    ENOUGH_COMMANDS,
+    ENOUGH_EVENTS,
     Scenario,
     fight,
     kill_both,
@@ -31,5 +33,5 @@ async def test_every_accepted_run_ends_right(scenario: Scenario, times: int, tmp
     assert figures.faults == []
     if scenario is kill_orchestrators:
         assert figures.reruns == 0, "worker membership was unchanged: no handler may run again"
-        assert figures.repeated_events >= 100
-        assert figures.repeated_commands >= 20
+        assert figures.repeated_events >= ENOUGH_EVENTS
+        assert figures.repeated_commands >= ENOUGH_COMMANDS

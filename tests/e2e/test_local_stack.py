@@ -294,7 +294,7 @@ async def line(process: asyncio.subprocess.Process, having: str) -> str:
 
 async def until(fact: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
-        while not fact():  # noqa: ASYNC110 - facts about other processes
+        while not fact():
             await asyncio.sleep(0.01)
 
 

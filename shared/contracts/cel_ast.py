@@ -52,8 +52,18 @@ COMPREHENSION_INIT: Final = 4
 COMPREHENSION_STEP: Final = 6
 COMPREHENSION_RESULT: Final = 7
 COMPREHENSION_VAR2: Final = 8
+CONST_INT: Final = 3
+TYPE_NULL: Final = 2
+TYPE_PRIMITIVE: Final = 3
+TYPE_WELL_KNOWN: Final = 5
 TYPE_LIST: Final = 6
 TYPE_MAP: Final = 7
+
+# Static types as `types` returns them: null, bool, int, uint, double, timestamp, duration; string and bytes.
+SCALAR_TYPES: Final = frozenset(
+    ((TYPE_NULL, 0), *((TYPE_PRIMITIVE, which) for which in (1, 2, 3, 4)), (TYPE_WELL_KNOWN, 2), (TYPE_WELL_KNOWN, 3))
+)
+TEXT_TYPES: Final = frozenset(((TYPE_PRIMITIVE, 5), (TYPE_PRIMITIVE, 6)))
 
 _CHILDREN: Final[dict[Kind, dict[int, Kind]]] = {
     Kind.ANY: {ANY_VALUE: Kind.CHECKED},
@@ -172,17 +182,37 @@ def expression(root: Node) -> Node:
     return top
 
 
-def types(root: Node) -> dict[int, int]:
-    """Return the kind of static type (TYPE_LIST, TYPE_MAP, …) by expression id."""
+def types(root: Node) -> dict[int, tuple[int, int]]:
+    """Return the static type by expression id: its kind (TYPE_LIST, TYPE_MAP, …) and, of a number or text, which."""
     checked = root.child(ANY_VALUE)
-    kinds: dict[int, int] = {}
+    kinds: dict[int, tuple[int, int]] = {}
     for one in checked.fields if checked else ():
         if one.number == CHECKED_TYPES and isinstance(one.value, bytes):
             entry = {f.number: f.value for f in _fields(one.value)}
             expr_id, type_ = entry.get(1, 0), entry.get(2)
             if isinstance(expr_id, int) and isinstance(type_, bytes):
-                kinds[expr_id] = next((f.number for f in _fields(type_)), 0)
+                kind = next(_fields(type_), Field(0, _VARINT, 0))
+                kinds[expr_id] = kind.number, kind.value if isinstance(kind.value, int) else 0
     return kinds
+
+
+def const_int(expr: Node) -> int | None:
+    """Return the value of an EXPR that is an integer literal of 0 or more, else None."""
+    const = expr.raw(EXPR_CONST)
+    one = next(_fields(const), None) if const is not None else None
+    is_int = one is not None and one.number == CONST_INT and isinstance(one.value, int) and one.value < 1 << 63
+    return one.value if is_int and one and isinstance(one.value, int) else None
+
+
+def function_of(expr: Node) -> str:
+    """Return the function that an EXPR calls; empty when it is no call."""
+    call = expr.child(EXPR_CALL)
+    return call.text(CALL_FUNCTION) if call else ""
+
+
+def const_length(expr: Node) -> int:
+    """Return the bytes of an EXPR that is a literal."""
+    return len(expr.raw(EXPR_CONST) or b"")
 
 
 def const_string(expr: Node) -> str | None:

@@ -23,8 +23,13 @@ MAX_INTEGER: Final = 2**63 - 1
 
 # What an expression may do.
 MAX_EXPRESSION_CHARS: Final = 4 * KIB
+MAX_EXPRESSION_TREE_BYTES: Final = 256 * KIB  # checked, as protobuf: plain ones have 100 KiB, nested optMap doubles
 MAX_MACRO_ITERATIONS: Final = 9_999  # of all macros of one evaluation together: the engine's own budget
 MAX_RENDERED_BYTES: Final = 1 * MIB
+MAX_EVALUATION_BYTES: Final = (
+    128 * MIB
+)  # a macro that rebuilds the largest output: 17 MiB of values a few times, its list
+MAX_EVALUATION_READS: Final = 1024 * MIB  # bytes that functions go through, two or three seconds: `in` in a macro
 
 # What a step may hold. A command carries one input, a result one output.
 MAX_STEP_INPUT_BYTES: Final = 1 * MIB

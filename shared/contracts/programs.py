@@ -2,8 +2,8 @@
 
 What keeps it deterministic: CEL's maps have no order, so macros over maps are refused (by their static type where it is
 known, else when they are evaluated) and results come back with sorted keys; limits are counts (the engine allows 9,999
-iterations per evaluation, 32 levels of nesting, and we bound what a result may weigh), never wall time; time zones by
-name are refused, as they are data of the host; a program sees only the paths it names.
+iterations per evaluation and 32 levels of nesting, `cel_sizes` bounds what it may allocate and read), never wall time;
+time zones by name are refused, as they are data of the host; a program sees only the paths it names.
 
 An expression that is nothing but a path (`steps.page.output.body`), the most frequent one, is looked up without the
 engine; a property test compares both ways.
@@ -23,9 +23,11 @@ from cel_expr_python import cel
 from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
 
 from anabranch.shared.contracts import cel_ast as ast
+from anabranch.shared.contracts.cel_sizes import Estimate, TooExpensive
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import (
     MAX_EXPRESSION_CHARS,
+    MAX_EXPRESSION_TREE_BYTES,
     MAX_INTEGER,
     MAX_MACRO_ITERATIONS,
     MAX_NESTING,
@@ -127,6 +129,7 @@ class Program:
     _lookup: Path | None
     _compiled: Any = None
     _macros_checked: bool = False
+    _estimate: Estimate | None = None  # None: harmless
 
     def evaluate(self, context: Mapping[str, Any], statuses: Mapping[str, bool] | None = None) -> Any:
         """Return the result as JSON. Raises `ExpressionError`."""
@@ -135,6 +138,8 @@ class Program:
         data = only(context, self._sorted_paths)
         if statuses:
             data.update(statuses)
+        if self._estimate is not None:
+            _check_expense(self._estimate, data)
         try:
             value = self._compiled.eval(data=data)
             if value.type() == cel.Type.ERROR:
@@ -186,14 +191,18 @@ def compile_expression(source: str, environment: Environment = PIPELINE) -> Prog
         compiled = engine.compile(source)
     except RuntimeError as error:
         raise _invalid(str(error), source, environment) from None
-    tree = ast.decode(compiled.serialize())
+    serialized = compiled.serialize()
+    if len(serialized) > MAX_EXPRESSION_TREE_BYTES:
+        raise InvalidExpressionError("the macros expand to too much: chain fewer optMap, or split it into two steps")
+    tree = ast.decode(serialized)
     found = _Walk(environment.variables, tree).run(ast.expression(tree))
     for one in sorted(found.paths):
         _check_path(one)
+    estimate = Estimate(tree, found.variables, _plain_path_of)
     for comprehension, append in found.appends:
         ast.append_in_blocks(comprehension, append)
     if found.is_changed or found.appends:
-        compiled = engine.deserialize(ast.encode(tree))
+        compiled = _deserialized(engine, tree)
     returns = _checked_return_type(compiled)
     return Program(
         source,
@@ -203,7 +212,32 @@ def compile_expression(source: str, environment: Environment = PIPELINE) -> Prog
         None,
         compiled,
         found.checks_macros and not found.adds,
+        None if estimate.is_harmless else estimate,
     )
+
+
+def _deserialized(engine: Any, tree: ast.Node) -> Any:
+    try:
+        return engine.deserialize(ast.encode(tree))
+    except RuntimeError as error:  # its parser stops at 100 levels of the tree
+        raise InvalidExpressionError(
+            "the macros are nested too deep: eleven levels are possible, less with more in them"
+        ) from error
+
+
+def _check_expense(estimate: Estimate, data: Mapping[str, Any]) -> None:
+    try:
+        estimate.check(data)
+    except TooExpensive as error:
+        advice = (
+            "give it less: a shorter text or list, a filter before what combines it, or no + or replace in a macro"
+            if error.verb == "allocate"
+            else "give it less: a shorter text or list to search or compare in a macro"
+        )
+        raise ExpressionError(
+            f"the expression could {error.verb} {error.size} bytes with these values, at most {error.limit}"
+            f" are allowed; {advice}"
+        ) from error
 
 
 def _plain_path(source: str, environment: Environment) -> Path | None:
@@ -355,7 +389,7 @@ class _Walk:
     """One pass over the tree: collects paths and status calls, makes macros refuse maps."""
 
     def __init__(self, variables: tuple[str, ...], tree: ast.Node) -> None:
-        self._variables = frozenset((*variables, *("." + name for name in variables)))
+        self.variables = frozenset((*variables, *("." + name for name in variables)))
         self._tree = tree
         self.paths: set[Path] = set()
         self.status_calls: set[tuple[str, str | None]] = set()
@@ -365,7 +399,7 @@ class _Walk:
         self.adds = False
 
     @cached_property
-    def _types(self) -> dict[int, int]:
+    def _types(self) -> dict[int, tuple[int, int]]:
         return ast.types(self._tree)
 
     def run(self, top: ast.Node) -> "_Walk":
@@ -384,7 +418,7 @@ class _Walk:
     def _take_expression(self, expr: ast.Node, bound: frozenset[str]) -> bool:
         """Return whether the expression is done with: a path of ours, or a status call."""
         path, dynamic = _path_of(expr)
-        if path is not None and path[0] in self._variables and path[0] not in bound:
+        if path is not None and path[0] in self.variables and path[0] not in bound:
             self.paths.add((path[0].lstrip("."), *path[1:]))
             return not dynamic
         call = expr.child(ast.EXPR_CALL)
@@ -419,7 +453,7 @@ class _Walk:
 
     def _guard_range(self, node: ast.Node) -> None:
         over = node.child(ast.COMPREHENSION_RANGE)
-        kind = self._types.get(over.expr_id) if over else None
+        kind = self._types.get(over.expr_id, (0, 0))[0] if over else 0
         if kind == ast.TYPE_MAP:
             raise InvalidExpressionError("a macro (map, filter, all, exists) runs over a list: a map has no order")
         if kind != ast.TYPE_LIST:
@@ -470,6 +504,11 @@ def _path_of(expr: ast.Node) -> tuple[Path | None, bool]:
         else:
             parts.append(part)
         expr = operand
+
+
+def _plain_path_of(expr: ast.Node) -> Path | None:
+    path, dynamic = _path_of(expr)
+    return None if dynamic else path
 
 
 def _selected(expr: ast.Node) -> tuple[str | None, ast.Node | None, bool]:

@@ -114,6 +114,8 @@ def test_what_cannot_be_evaluated_says_why(source: str, words: str) -> None:
         ("google.protobuf.Any{}", "protobuf message", 1),
         ("timestamp(0).getHours('Asia/Tokyo')", "named zones", 1),
         ("(" * 200 + "1" + ")" * 200, "recursion", 1),
+        ("optional.of(inputs.x)" + ".optMap(v, v + v)" * 9 + ".orValue(1)", "expand to too much", 1),
+        ("[1].map(a, " * 20 + "1" + ")" * 20, "nested too deep", 1),
         ("'" + "x" * 5000 + "'", "at most 4096", 1),
     ],
 )

@@ -154,7 +154,8 @@ def _context(turn: Turn, expression: Template | Condition) -> dict[str, Any]:
             "attempt": step.attempt,
         }
 
-    return context_for(expression.paths, turn.run.submission.inputs, step_values, _run_values(turn))
+    run = _run_values(turn) if any(path[0] == "run" for path in expression.paths) else {}
+    return context_for(expression.paths, turn.run.submission.inputs, step_values, run)
 
 
 def _run_values(turn: Turn) -> dict[str, Any]:
@@ -176,17 +177,14 @@ def _run_values(turn: Turn) -> dict[str, Any]:
 def dispatch(turn: Turn, index: int, step: Step) -> None:
     """Send out the step's next attempt; answer it at once when the core serves its type."""
     node = turn.node(index)
-    next_step = replace(
-        step, status=StepStatus.QUEUED, attempt=step.attempt + 1, queued_at=turn.at, started_at=None, error=None,
-        due_at=None, suspected=False, progress=None,
-    )  # fmt: skip
+    next_step = step.queued(turn.at)
     try:
         value = node.input.render(_context(turn, node.input))
     except ExpressionError as error:
         fail(turn, index, next_step, StepError.of(ErrorType.EXPRESSION_ERROR, f"`with`: {error}"))
         return
     if node.uses == TRANSFORM:
-        _finish_with(turn, index, replace(next_step, started_at=turn.at), value.get("value"))
+        _finish_with(turn, index, next_step, turn.at, value.get("value"))
         return
     record = _command(turn, node, next_step.attempt, value)
     if len(record.value) > MAX_STEP_INPUT_BYTES:
@@ -230,15 +228,17 @@ def dead_letter_command(turn: Turn, index: int, step: Step, error: StepError) ->
 
 def succeed(turn: Turn, index: int, message: m.AttemptSucceeded) -> None:
     """The current attempt returned an output."""
-    _finish_with(turn, index, with_start(turn, turn.step(index), message.duration_ms), message.output)
+    step = turn.step(index)
+    _finish_with(turn, index, step, _started_at(turn, step, message.duration_ms), message.output)
 
 
-def _finish_with(turn: Turn, index: int, step: Step, output: Any) -> None:
-    done = finished(step, StepStatus.SUCCEEDED, turn.at, output=output, error=None)
+def _finish_with(turn: Turn, index: int, step: Step, started_at: int, output: Any) -> None:
+    done = step.succeeded(turn.at, started_at, output)
     event = turn.step_event(index, done)
     record = turn.encode(event, event_id(turn.run.id, event.seq))
     if len(record.value) > MAX_STEP_OUTPUT_BYTES:
-        fail(turn, index, step, _too_large("its output", len(record.value), MAX_STEP_OUTPUT_BYTES))
+        started = replace(step, started_at=started_at)
+        fail(turn, index, started, _too_large("its output", len(record.value), MAX_STEP_OUTPUT_BYTES))
         return
     turn.seq = event.seq
     turn.append(Channel.RUN_EVENTS, turn.run.id, record)
@@ -297,8 +297,13 @@ def fail(turn: Turn, index: int, step: Step, error: StepError, *, timed_out: boo
 
 
 def with_start(turn: Turn, step: Step, duration_ms: int) -> Step:
-    """Return the step with the start that the duration its worker measured tells, never before it was queued."""
-    return replace(step, started_at=max(turn.at - max(duration_ms, 0), step.queued_at or 0))
+    """Return the step with the start that the duration its worker measured tells."""
+    return replace(step, started_at=_started_at(turn, step, duration_ms))
+
+
+def _started_at(turn: Turn, step: Step, duration_ms: int) -> int:
+    """Return when the worker started, never before the step was queued."""
+    return max(turn.at - max(duration_ms, 0), step.queued_at or 0)
 
 
 def _kept(error: StepError) -> StepError:

@@ -67,6 +67,7 @@ def check(world: "World") -> list[str]:
     faults += _check_events(world, told)
     faults += _check_outputs(world, told)
     faults += _check_handlers(world, told)
+    faults += _check_leases(world)
     faults += _check_commands(world)
     faults += _check_dead_letters(world)
     faults += _check_forgetting(world, told)
@@ -167,6 +168,16 @@ def _check_handlers(world: "World", told: list[Told]) -> list[str]:
         if start.needlessly_again:
             faults.append(f"{start.attempt} was started again by {start.host.name} at {start.at_s:.3f}")
     return faults
+
+
+def _check_leases(world: "World") -> list[str]:
+    """No lease is lost while workers live and the inbox takes their renewals."""
+    if world.weather.drew["outages of a partition"] or any(
+        host.has_failed for host in world.started if host.name.startswith("worker")
+    ):
+        return []
+    lapsed = world.weather.drew["lapsed leases"]
+    return [f"{lapsed} leases of workers that live have lapsed"] if lapsed else []
 
 
 def _check_commands(world: "World") -> list[str]:

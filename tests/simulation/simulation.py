@@ -90,6 +90,7 @@ class World:
     submissions: list[Submission] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)  # runs whose last event is in its topic
     unhandled: list[str] = field(default_factory=list)
+    started: list[Host] = field(default_factory=list)  # every process there ever was
 
     def __post_init__(self) -> None:
         self.inbox_group = Group(self.loop, self.weather, TOPICS.runs)
@@ -137,6 +138,7 @@ class World:
             return
         slot.starts += 1
         host = Host(f"{slot.name}.{slot.starts}", self.loop)
+        self.started.append(host)
         slot.process = host.context.run(slot.start, host)
         host.on_death = lambda dead: self._on_death(slot, dead)
         host.spawn(slot.process.live(), "process")

@@ -97,7 +97,7 @@ class VirtualLoop(BaseEventLoop):
         super().__init__()
         self.now = 0.0
         self.handled = 0
-        self.limit = 10_000_000
+        self.limit = 300_000  # a hundred times what a simulation takes: something is busy for ever
         self.world = Context()  # what runs in here belongs to no process
 
     def time(self) -> float:

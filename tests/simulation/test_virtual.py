@@ -1,6 +1,7 @@
 """What the simulation stands on: a clock that jumps, and processes that end between two awaits."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,8 +13,10 @@ from tests.simulation.virtual import Host, Stuck, VirtualLoop
 @pytest.fixture
 def loop() -> Iterator[VirtualLoop]:
     loop = VirtualLoop()
+    loop.set_exception_handler(lambda *_: None)
     yield loop
     loop.close()
+    gc.collect()  # tasks that were killed end here, not in the middle of another test
 
 
 def test_time_passes_without_waiting(loop: VirtualLoop) -> None:

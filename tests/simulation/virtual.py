@@ -46,8 +46,9 @@ class Host:
         return self._loop.create_task(work, name=name, context=self.context)
 
     def keeps(self, task: "asyncio.Task[Any]") -> None:
-        """Note a task of this process."""
+        """Note a task of this process. One that is never finished was killed: no reason to complain."""
         self._tasks.append(task)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     def cancel_all(self) -> None:
         """Cancel every task, as a process does that ends by itself."""

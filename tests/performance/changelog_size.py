@@ -1,6 +1,8 @@
 """How large the changelog is: what was written, what the log still holds, what it takes on disk."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 from aiokafka import TopicPartition
@@ -52,7 +54,7 @@ async def held(bed: Bed) -> Held:
     consumer = new_consumer(bed.settings, isolation_level="read_committed")
     await consumer.start()
     partitions = [TopicPartition(topics.state, number) for number in range(topics.runs)]
-    live: set[bytes] = set()
+    live: set[tuple[int, bytes]] = set()  # every partition has a `_checkpoint`
     records = 0
     try:
         consumer.assign(partitions)
@@ -60,10 +62,16 @@ async def held(bed: Bed) -> Held:
         for partition, begin in (await consumer.beginning_offsets(partitions)).items():
             consumer.seek(partition, begin)
         while any([await consumer.position(partition) < ends[partition] for partition in partitions]):
-            for batch in (await consumer.getmany(timeout_ms=200)).values():
+            for tp, batch in (await consumer.getmany(timeout_ms=200)).items():
                 records += len(batch)
-                for record in batch:
-                    live.discard(record.key) if record.value is None else live.add(record.key)
+                live.update((tp.partition, record.key) for record in batch)
+                live.difference_update((tp.partition, record.key) for record in _dead(batch))
     finally:
         await consumer.stop()
     return Held(records, len(live), disk_bytes(bed))
+
+
+def _dead(batch: Sequence[Any]) -> Iterator[Any]:
+    """Yield the tombstones; of one key the last record in a batch counts."""
+    last = {record.key: record for record in batch}
+    return (record for record in last.values() if record.value is None)

@@ -114,8 +114,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the client 
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         partitions = list(assigned)
-        self._consumer.pause(*partitions)
         try:
+            self._consumer.pause(*partitions)
             await self._on_assigned([tp.partition for tp in partitions])
         except Exception as error:  # noqa: BLE001  # as above
             self._fail(error)

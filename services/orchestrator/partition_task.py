@@ -110,6 +110,7 @@ class PartitionTask:
                 else:
                     return
         finally:
+            await self._abandon_checkpoint()
             await self._log.close()
 
     async def _goes_on_after(self, error: LogError) -> bool:

@@ -21,7 +21,6 @@ from anabranch.shared.contracts.programs import (
     Program,
     compile_expression,
     kind_of,
-    only,
     status_variable,
 )
 from anabranch.shared.contracts.source import pointer_to
@@ -49,10 +48,12 @@ def context_for(
     steps: Callable[[str], Mapping[str, Any]],
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the context that holds only what the paths name. `steps` is asked once per step that is named."""
-    asked = {path[1] for path in paths if path[0] == "steps" and len(path) > 1}
-    everything = {"inputs": inputs, "steps": {step: steps(step) for step in sorted(asked)}, "run": run}
-    return only(everything, tuple(sorted(paths)))
+    """Return the context of these paths. `steps` is asked once per step that is named.
+
+    A program takes out of it only what it names itself.
+    """
+    asked = sorted({path[1] for path in paths if path[0] == "steps" and len(path) > 1})
+    return {"inputs": inputs, "steps": {step: steps(step) for step in asked}, "run": run}
 
 
 def canonical_json(value: Any) -> str:

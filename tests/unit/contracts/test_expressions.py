@@ -23,7 +23,7 @@ from anabranch.shared.contracts.expressions import (
     context_for,
 )
 from anabranch.shared.contracts.limits import MAX_MACRO_ITERATIONS
-from anabranch.shared.contracts.programs import CONDITION, PIPELINE, compile_expression
+from anabranch.shared.contracts.programs import CONDITION, PIPELINE, compile_expression, only
 from tests.unit.contracts.test_source import json_values
 
 STEPS: dict[str, dict[str, Any]] = {
@@ -170,7 +170,7 @@ def test_a_macro_in_a_macro_gathers_its_own_list() -> None:
     assert evaluate("range(99).filter(x, range(x).filter(y, y > 90).size() > 0).size()") == 7
 
 
-def test_a_context_holds_only_what_is_named() -> None:
+def test_only_the_steps_that_are_named_are_looked_at() -> None:
     asked: list[str] = []
 
     def step(name: str) -> Mapping[str, Any]:
@@ -179,8 +179,14 @@ def test_a_context_holds_only_what_is_named() -> None:
 
     template = compile_template(["${{ steps.page.output.text }}", "${{ inputs.url }}"])
     context = context_for(template.paths, CONTEXT["inputs"], step, CONTEXT["run"])
-    assert context == {"inputs": {"url": "u"}, "steps": {"page": {"output": {"text": "hi"}}}}
-    assert asked == ["page"]
+    assert asked == list(context["steps"]) == ["page"]
+    assert template.render(context) == ["hi", "u"]
+
+
+def test_a_program_sees_only_what_it_names() -> None:
+    program = compile_expression("inputs.a + inputs.b.c")
+    seen = only({"inputs": {"a": 1, "b": {"c": 2, "d": 3}, "e": 4}, "run": {}}, tuple(sorted(program.paths)))
+    assert seen == {"inputs": {"a": 1, "b": {"c": 2}}}
 
 
 @given(json_values, st.lists(st.sampled_from(["a", "b", "0", "A", ""]), min_size=1, max_size=3))

@@ -6,6 +6,7 @@ CloudEvents: Kafka Protocol Binding 1.0.2 §3.2 (binary content mode). What cann
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -50,12 +51,22 @@ def headers_of(message_type: str, *, message_id: str, source: str, at_ms: int, t
     """Return the CloudEvents headers and the `traceparent` of a message."""
     return (
         ("ce_id", message_id.encode()),
-        ("ce_type", message_type.encode()),
-        ("ce_source", source.encode()),
-        ("ce_time", rfc3339(at_ms).encode()),
+        _named("ce_type", message_type),
+        _named("ce_source", source),
+        _timed(at_ms),
         _SPEC_VERSION,
         ("traceparent", traceparent(trace_id, message_id).encode()),
     )
+
+
+@lru_cache(maxsize=256)  # types and sources: a handful
+def _named(name: str, value: str) -> tuple[str, bytes]:
+    return name, value.encode()
+
+
+@lru_cache(maxsize=1024)
+def _timed(at_ms: int) -> tuple[str, bytes]:
+    return "ce_time", rfc3339(at_ms).encode()
 
 
 def decode(adapter: TypeAdapter[M], value: bytes | None) -> M | Undecodable:
@@ -63,8 +74,8 @@ def decode(adapter: TypeAdapter[M], value: bytes | None) -> M | Undecodable:
     if value is None:
         return Undecodable(None, "the record has no value")
     try:
-        message = adapter.validate_json(value)
-        orjson.loads(value)  # NaN, Infinity and 1e999 are read above, and would come back as null after a restore
+        # Not `validate_json`: it reads NaN, Infinity and 1e999, which would come back as null after a restore.
+        message: M = adapter.validator.validate_python(orjson.loads(value))
     except ValidationError as error:
         return Undecodable(value, _first_words(error))
     except orjson.JSONDecodeError as error:

@@ -216,12 +216,27 @@ class CancelStep(Message):
 # --- pipelines.run-events ---------------------------------------------------------------------------------------
 
 
+class QueuedStep(BaseModel):
+    """An attempt whose command was appended."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    step: str
+    uses: str
+    attempt: int
+
+
 class RunEvent(Message):
-    """A fact about a run. `seq` counts from 1 without gap; a repeat has the same `seq` and the same bytes."""
+    """A fact about a run. `seq` counts from 1 without gap; a repeat has the same `seq` and the same bytes.
+
+    `queued` are the attempts whose commands the same decision appended: from now on their steps are queued. The
+    decision's last event carries them, so that a step costs two events, not three.
+    """
 
     run_id: str
     seq: int
     at: str
+    queued: tuple[QueuedStep, ...] | None = None
 
 
 class RunStarted(RunEvent):
@@ -237,21 +252,10 @@ class RunStarted(RunEvent):
     steps: dict[str, str]
 
 
-class QueuedStep(BaseModel):
-    """An attempt whose command was appended."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    step: str
-    uses: str
-    attempt: int
-
-
 class StepsQueued(RunEvent):
-    """One decision's commands."""
+    """One decision's commands, when nothing else happened to say it with."""
 
     type: Literal["StepsQueued"] = "StepsQueued"
-    steps: tuple[QueuedStep, ...]
 
 
 class StepChanged(RunEvent):

@@ -10,7 +10,7 @@ document together when somebody reads it. Every field but `seq`, `status` and `b
 | `body_hash` | `RunStarted` | hash of the submission's body |
 | `run` | `RunStarted` | what does not change: pipeline, inputs, labels, which steps there are |
 | `end` | `RunEnded` | outputs, error, times |
-| `step:<id>` | `StepsQueued`, `StepChanged` | the step as the run document shows it; absent while it is pending |
+| `step:<id>` | `StepChanged`, `queued` of any | the step as the run document shows it; absent while it is pending |
 """
 
 from collections.abc import Mapping
@@ -44,11 +44,18 @@ Fields = dict[bytes, bytes]
 
 def fields_of(event: RunEventMessage) -> Fields:
     """Return what an event overwrites in its run's hash, without `seq`."""
+    fields = _own_fields_of(event)
+    for queued in event.queued or ():
+        fields[STEP_PREFIX + queued.step.encode()] = _queued_step(queued, event.at)
+    return fields
+
+
+def _own_fields_of(event: RunEventMessage) -> Fields:
     match event:
         case StepChanged():
             return {STEP_PREFIX + event.step.encode(): _changed_step(event)}
         case StepsQueued():
-            return {STEP_PREFIX + queued.step.encode(): _queued_step(queued, event.at) for queued in event.steps}
+            return {}
         case RunStarted():
             return _started_run(event)
         case RunEnded():

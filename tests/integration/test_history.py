@@ -44,7 +44,7 @@ def events_of(run_id: str, steps: int = 2) -> list[Any]:
         )
     ]
     queued = tuple(QueuedStep(step=name, uses="simulate", attempt=1) for name in names)
-    events.append(StepsQueued(**base, seq=2, steps=queued))
+    events.append(StepsQueued(**base, seq=2, queued=queued))
     for name in names:
         changed = StepChanged(
             **base,

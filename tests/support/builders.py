@@ -259,10 +259,9 @@ class ARun:
             match event:
                 case m.RunStarted():
                     known = dict.fromkeys(event.steps, "pending")
-                case m.StepsQueued():
-                    known |= {queued.step: "queued" for queued in event.steps}
                 case m.StepChanged():
                     known[event.step] = event.status
+            known |= {queued.step: "queued" for queued in event.queued or ()}
         return known
 
     @property

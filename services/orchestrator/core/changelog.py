@@ -170,7 +170,7 @@ def _restore_run(submission: SubmitRun, head: Head, steps: Mapping[str, Step]) -
 
 
 def _dump(adapter: TypeAdapter[Any], value: Any) -> bytes:
-    return adapter.dump_json(value, exclude_defaults=True)
+    return adapter.serializer.to_json(value, exclude_defaults=True)
 
 
 def _load(adapter: TypeAdapter[Any], key: bytes, value: bytes) -> Any:

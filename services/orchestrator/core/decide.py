@@ -15,9 +15,9 @@ from anabranch.services.orchestrator.core.status import DISPATCHED, RunStatus, S
 from anabranch.services.orchestrator.core.transitions import TABLE, Fact, Ignore
 from anabranch.services.orchestrator.core.turn import SOURCE, Turn, finished
 from anabranch.shared.contracts import messages as m
-from anabranch.shared.contracts.codec import Encoded, encode
+from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.errors import ErrorType, StepError
-from anabranch.shared.contracts.ids import attempt_id, event_id, timer_id, trace_id_of_run
+from anabranch.shared.contracts.ids import attempt_id, timer_id, trace_id_of_run
 from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES, MAX_PROGRESS_BYTES
 
 RULES_VERSION: Final = 1
@@ -86,7 +86,7 @@ def refuse(message: m.SubmitRun, error: StepError, at: int) -> Decision:
     """Return the decision that starts and fails a run which cannot even begin; what is too large is not repeated."""
     run = Run.begin(message.model_copy(update={"inputs": {}, "labels": {}}), NO_PIPELINE, at)
     turn = Turn(run, at)
-    turn.append(Channel.RUN_EVENTS, run.id, _started(turn))
+    turn.emit(_started(turn))
     turn.fail_run(error)
     settle.end_as(turn, RunStatus.FAILED)
     return Decision(run, tuple(turn.effects), turn=turn)
@@ -103,23 +103,23 @@ def _begin(run: Run | None, message: m.SubmitRun, at: int) -> Decision:
     run = Run.begin(message, pipeline, at)
     turn = Turn(run, at)
     opening = _started(turn)
-    if len(opening.value) > MAX_MESSAGE_BYTES:
-        words = f"inputs and labels take {len(opening.value)} bytes; at most {MAX_MESSAGE_BYTES} are allowed"
+    record = turn.encode_event(opening)
+    if len(record.value) > MAX_MESSAGE_BYTES:
+        words = f"inputs and labels take {len(record.value)} bytes; at most {MAX_MESSAGE_BYTES} are allowed"
         return refuse(message, StepError.of(ErrorType.PAYLOAD_TOO_LARGE, words), at)
-    turn.append(Channel.RUN_EVENTS, run.id, opening)
+    turn.emit(opening, record)
     turn.effects.append(SetTimer(RUN_TIMEOUT, run.timeout_at))
     return _settled(turn)
 
 
-def _started(turn: Turn) -> Encoded:
+def _started(turn: Turn) -> m.RunStarted:
     run, submission = turn.run, turn.run.submission
     seq, time = turn.next_event()
-    event = m.RunStarted(
+    return m.RunStarted(
         run_id=run.id, seq=seq, at=time, pipeline=run.pipeline.name, revision=submission.revision,
         tenant=submission.tenant, inputs=submission.inputs, labels=submission.labels,
         body_hash=submission.body_hash, steps=dict(run.pipeline.uses),
     )  # fmt: skip
-    return turn.encode(event, event_id(run.id, seq))
 
 
 def _unknown_run(message: m.RunMessage, at: int) -> Decision:

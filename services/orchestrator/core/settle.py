@@ -18,7 +18,7 @@ from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Encoded
 from anabranch.shared.contracts.errors import ErrorType, StepError
 from anabranch.shared.contracts.expressions import Condition, ExpressionError, RetryCondition, Template, context_for
-from anabranch.shared.contracts.ids import attempt_id, event_id, idempotency_key
+from anabranch.shared.contracts.ids import attempt_id, idempotency_key
 from anabranch.shared.contracts.limits import (
     MAX_ERROR_DETAILS_BYTES,
     MAX_ERROR_TYPE_CHARS,
@@ -45,11 +45,11 @@ def settle(turn: Turn) -> None:
             break
         turn.budget -= 1
         _settle_step(turn, index)
-    turn.flush_queued()
     if not turn.open:
         end_as(turn, _outcome(turn))
     elif not turn.budget and _more_to_settle(turn):
         _continue_later(turn)
+    turn.flush()
 
 
 def stop(turn: Turn, why: Stop) -> None:
@@ -235,13 +235,13 @@ def succeed(turn: Turn, index: int, message: m.AttemptSucceeded) -> None:
 def _finish_with(turn: Turn, index: int, step: Step, started_at: int, output: Any) -> None:
     done = step.succeeded(turn.at, started_at, output)
     event = turn.step_event(index, done)
-    record = turn.encode(event, event_id(turn.run.id, event.seq))
+    record = turn.encode_event(event)
     if len(record.value) > MAX_STEP_OUTPUT_BYTES:
         started = replace(step, started_at=started_at)
         fail(turn, index, started, _too_large("its output", len(record.value), MAX_STEP_OUTPUT_BYTES))
         return
     turn.seq = event.seq
-    turn.append(Channel.RUN_EVENTS, turn.run.id, record)
+    turn.emit(event, record)
     turn.move(index, done)
 
 
@@ -342,20 +342,20 @@ def end_as(turn: Turn, status: RunStatus) -> None:
         except ExpressionError as error:
             turn.fail_run(StepError.of(ErrorType.EXPRESSION_ERROR, f"`outputs`: {error}"))
             status = RunStatus.FAILED
-    record = _ended(turn, status, outputs)
-    if len(record.value) > MAX_MESSAGE_BYTES:
+    event = _ended(turn, status, outputs)
+    record: Encoded | None = turn.encode_event(event)
+    if record is not None and len(record.value) > MAX_MESSAGE_BYTES:
         turn.fail_run(_too_large("`outputs`", len(record.value), MAX_MESSAGE_BYTES))
-        record = _ended(turn, RunStatus.FAILED, None)
-    turn.seq += 1
+        event, record = _ended(turn, RunStatus.FAILED, None), None
+    turn.seq = event.seq
     turn.ended = True
-    turn.append(Channel.RUN_EVENTS, turn.run.id, record)
+    turn.emit(event, record)
+    turn.flush()
 
 
-def _ended(turn: Turn, status: RunStatus, outputs: Any) -> Encoded:
-    seq = turn.seq + 1
-    event = m.RunEnded(
+def _ended(turn: Turn, status: RunStatus, outputs: Any) -> m.RunEnded:
+    return m.RunEnded(
         type=_ENDED[status],
-        run_id=turn.run.id, seq=seq, at=rfc3339(turn.at), status=status.value, started_at=rfc3339(turn.run.started_at),
-        outputs=outputs, error=turn.error,
+        run_id=turn.run.id, seq=turn.seq + 1, at=rfc3339(turn.at), status=status.value,
+        started_at=rfc3339(turn.run.started_at), outputs=outputs, error=turn.error,
     )  # fmt: skip
-    return turn.encode(event, event_id(turn.run.id, seq))

@@ -39,8 +39,8 @@ class Turn:
     """Everything one record changes in a run. Reads see the changes; the run sees them at `commit`."""
 
     __slots__ = (
-        "_queued", "_ready", "_taken", "_unhappy", "_unmet", "at", "budget", "changed", "continued", "effects", "ended",
-        "error", "in_flight", "open", "run", "seq", "stop", "swept", "trace_id",
+        "_event", "_queued", "_ready", "_record", "_taken", "_unhappy", "_unmet", "at", "budget", "changed",
+        "continued", "effects", "ended", "error", "in_flight", "open", "run", "seq", "stop", "swept", "trace_id",
     )  # fmt: skip
 
     def __init__(self, run: Run, at: int) -> None:
@@ -63,6 +63,8 @@ class Turn:
         self._ready: list[int] = []
         self._taken = 0
         self._queued: list[m.QueuedStep] = []
+        self._event: m.RunEvent | None = None
+        self._record: Encoded | None = None
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -153,9 +155,21 @@ class Turn:
         """Have a record appended."""
         self.effects.append(Append(channel, key, record.value, record.headers, step_type))
 
-    def emit(self, event: m.RunEvent) -> None:
-        """Append a run event that `next_event` numbered."""
-        self.append(Channel.RUN_EVENTS, self.run.id, self.encode(event, event_id(self.run.id, event.seq)))
+    def emit(self, event: m.RunEvent, record: Encoded | None = None) -> None:
+        """Append a run event that was numbered, and its record if it is encoded already."""
+        self._append_event()
+        self._event, self._record = event, record
+
+    def _append_event(self) -> None:
+        """Append the event that was held back in case steps are queued behind it."""
+        event, record = self._event, self._record
+        if event is not None:
+            self._event = self._record = None
+            self.append(Channel.RUN_EVENTS, self.run.id, record or self.encode_event(event))
+
+    def encode_event(self, event: m.RunEvent) -> Encoded:
+        """Return a numbered run event as a record."""
+        return self.encode(event, event_id(self.run.id, event.seq))
 
     def next_event(self) -> tuple[int, str]:
         """Return the number and the time of the run's next event."""
@@ -193,17 +207,20 @@ class Turn:
         self.move(index, step)
 
     def note_queued(self, index: int, attempt: int) -> None:
-        """Remember that a command was appended, for the turn's one `StepsQueued`."""
+        """Remember that a command was appended; the turn's last event says so."""
         node = self.node(index)
         self._queued.append(m.QueuedStep(step=node.id, uses=node.uses, attempt=attempt))
 
-    def flush_queued(self) -> None:
-        """Emit the turn's `StepsQueued`, if anything was queued."""
-        if not self._queued:
-            return
-        seq, at = self.next_event()
-        self.emit(m.StepsQueued(run_id=self.run.id, seq=seq, at=at, steps=tuple(self._queued)))
-        self._queued = []
+    def flush(self) -> None:
+        """Append what is held back: the last event, with what was queued."""
+        if self._queued:
+            queued, self._queued = tuple(self._queued), []
+            if self._event is None:
+                seq, at = self.next_event()
+                self._event = m.StepsQueued(run_id=self.run.id, seq=seq, at=at, queued=queued)
+            else:
+                self._event, self._record = self._event.model_copy(update={"queued": queued}), None
+        self._append_event()
 
     def fail_run(self, error: StepError) -> None:
         """Remember why the run fails; the first reason stays."""

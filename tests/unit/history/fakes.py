@@ -22,7 +22,7 @@ def run_started(run_id: str = "r", seq: int = 1, steps: dict[str, str] | None = 
 
 def steps_queued(seq: int, *steps: str, run_id: str = "r", attempt: int = 1) -> StepsQueued:
     queued = tuple(QueuedStep(step=step, uses="http", attempt=attempt) for step in steps)
-    return StepsQueued(run_id=run_id, seq=seq, at=AT, steps=queued)
+    return StepsQueued(run_id=run_id, seq=seq, at=AT, queued=queued)
 
 
 def step_succeeded(seq: int, step: str, run_id: str = "r", output: Any = None) -> StepChanged:

@@ -1,5 +1,6 @@
 """The facts a worker counts: one method each, declared in one place."""
 
+from collections.abc import Callable
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -30,8 +31,8 @@ class Facts:
     def dead_lettered(self) -> None:
         """Take note of a command that could not be handled."""
 
-    def in_hand(self, count: int) -> None:
-        """Take note of how many handlers are busy."""
+    def watch_busy(self, count: Callable[[], int]) -> None:
+        """Ask `count` how many handlers are busy, whenever somebody wants to know."""
 
 
 class WorkerMetrics(Facts):
@@ -74,5 +75,5 @@ class WorkerMetrics(Facts):
     def dead_lettered(self) -> None:
         self._letters.inc()
 
-    def in_hand(self, count: int) -> None:
-        self._busy.set(count)
+    def watch_busy(self, count: Callable[[], int]) -> None:
+        self._busy.set_function(count)

@@ -98,6 +98,7 @@ class Worker(Generic[In, Out]):
         self._attempts: dict[str, Attempt] = {}  # by id, until the answer is acknowledged
         self._leases = Leases(self._attempts, settings, lease=self._lease, renew=self._renew, lapse=self._lapse)
         self._busy = 0
+        self._facts.watch_busy(lambda: self._busy)
         self._renewals = 0
         self._is_paused = False
         self._has_room = asyncio.Event()
@@ -340,7 +341,6 @@ class Worker(Generic[In, Out]):
         attempt.is_over = True
         attempt.stop_timer()
         self._leases.forget(attempt)
-        self._facts.in_hand(self._busy)
 
     def _duration_ms(self, attempt: Attempt) -> int:
         return 0 if attempt.started_at is None else int((self._loop.time() - attempt.started_at) * 1000)

@@ -7,7 +7,7 @@ CloudEvents: Kafka Protocol Binding 1.0.2 §3.2 (binary content mode). What cann
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -23,8 +23,7 @@ _SPEC_VERSION: Final = ("ce_specversion", b"1.0")
 _ERROR_CHARS: Final = 2000
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A record's value and headers, ready to append."""
 
     value: bytes

@@ -38,8 +38,12 @@ __all__ = [
     "compile_retry_condition",
     "compile_template",
     "context_for",
+    "names_run",
     "split_text",
 ]
+
+
+_PATHS_KEPT: Final = 8192  # as many as there are programs
 
 
 def context_for(
@@ -52,8 +56,18 @@ def context_for(
 
     A program takes out of it only what it names itself.
     """
-    asked = sorted({path[1] for path in paths if path[0] == "steps" and len(path) > 1})
-    return {"inputs": inputs, "steps": {step: steps(step) for step in asked}, "run": run}
+    return {"inputs": inputs, "steps": {step: steps(step) for step in _steps_named(paths)}, "run": run}
+
+
+@lru_cache(maxsize=_PATHS_KEPT)
+def _steps_named(paths: frozenset[Path]) -> tuple[str, ...]:
+    return tuple(sorted({path[1] for path in paths if path[0] == "steps" and len(path) > 1}))
+
+
+@lru_cache(maxsize=_PATHS_KEPT)
+def names_run(paths: frozenset[Path]) -> bool:
+    """Return whether one of the paths is of the run itself."""
+    return any(path[0] == "run" for path in paths)
 
 
 def canonical_json(value: Any) -> str:

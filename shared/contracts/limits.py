@@ -43,6 +43,8 @@ MAX_PROGRESS_BYTES: Final = 4 * KIB  # one record renews up to 200 leases: their
 # letter of such a record (base64 makes 4/3 of it).
 MAX_MESSAGE_BYTES: Final = 4 * MIB + 256 * KIB
 MAX_RECORD_BYTES: Final = 6 * MIB
+# What a run's first event repeats of its submission; with the ids and types of all steps it fits into a message.
+MAX_REPEATED_BYTES: Final = 2 * MIB
 
 # How long anything may wait, seconds.
 MAX_WAIT_S: Final = 30 * 24 * 3600

@@ -7,6 +7,8 @@ ready steps are dispatched, unreachable ones skipped, the run finished, until no
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pydantic_core import to_json
+
 from anabranch.services.orchestrator.core import settle
 from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, Effect, SetTimer
 from anabranch.services.orchestrator.core.graph import NO_PIPELINE, compile_pipeline
@@ -18,7 +20,7 @@ from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.errors import ErrorType, StepError
 from anabranch.shared.contracts.ids import attempt_id, timer_id, trace_id_of_run
-from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES, MAX_PROGRESS_BYTES
+from anabranch.shared.contracts.limits import MAX_PROGRESS_BYTES, MAX_REPEATED_BYTES
 
 RULES_VERSION: Final = 1
 """Raised whenever the same log would be decided otherwise; the golden logs in tests/golden hold it."""
@@ -102,12 +104,11 @@ def _begin(run: Run | None, message: m.SubmitRun, at: int) -> Decision:
     pipeline = compile_pipeline(message.definition)
     run = Run.begin(message, pipeline, at)
     turn = Turn(run, at)
-    opening = _started(turn)
-    record = turn.encode_event(opening)
-    if len(record.value) > MAX_MESSAGE_BYTES:
-        words = f"inputs and labels take {len(record.value)} bytes; at most {MAX_MESSAGE_BYTES} are allowed"
+    size = len(to_json((message.inputs, message.labels)))
+    if size > MAX_REPEATED_BYTES:
+        words = f"inputs and labels take {size} bytes; at most {MAX_REPEATED_BYTES} are allowed"
         return refuse(message, StepError.of(ErrorType.PAYLOAD_TOO_LARGE, words), at)
-    turn.emit(opening, record)
+    turn.emit(_started(turn))
     turn.effects.append(SetTimer(RUN_TIMEOUT, run.timeout_at))
     return _settled(turn)
 

@@ -1,7 +1,7 @@
 """What a decision wants done: records to append and timers to set. Data; the partition task acts on it."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from anabranch.shared.contracts.codec import Headers
 
@@ -16,8 +16,7 @@ class Channel(StrEnum):
     DEAD_LETTERS = "dead_letters"
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """Append this record. `step_type` tells which command topic."""
 
     channel: Channel
@@ -27,16 +26,14 @@ class Append:
     step_type: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(NamedTuple):
     """Arm the run's timer, or move it: it is due at `due_ms`, milliseconds of broker time."""
 
     timer_id: str
     due_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class DropTimer:
+class DropTimer(NamedTuple):
     """Forget the run's timer."""
 
     timer_id: str

@@ -17,7 +17,14 @@ from anabranch.services.orchestrator.core.turn import Turn, finished
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Encoded
 from anabranch.shared.contracts.errors import ErrorType, StepError
-from anabranch.shared.contracts.expressions import Condition, ExpressionError, RetryCondition, Template, context_for
+from anabranch.shared.contracts.expressions import (
+    Condition,
+    ExpressionError,
+    RetryCondition,
+    Template,
+    context_for,
+    names_run,
+)
 from anabranch.shared.contracts.ids import attempt_id, idempotency_key
 from anabranch.shared.contracts.limits import (
     MAX_ERROR_DETAILS_BYTES,
@@ -154,7 +161,7 @@ def _context(turn: Turn, expression: Template | Condition) -> dict[str, Any]:
             "attempt": step.attempt,
         }
 
-    run = _run_values(turn) if any(path[0] == "run" for path in expression.paths) else {}
+    run = _run_values(turn) if names_run(expression.paths) else {}
     return context_for(expression.paths, turn.run.submission.inputs, step_values, run)
 
 
@@ -233,16 +240,11 @@ def succeed(turn: Turn, index: int, message: m.AttemptSucceeded) -> None:
 
 
 def _finish_with(turn: Turn, index: int, step: Step, started_at: int, output: Any) -> None:
-    done = step.succeeded(turn.at, started_at, output)
-    event = turn.step_event(index, done)
-    record = turn.encode_event(event)
-    if len(record.value) > MAX_STEP_OUTPUT_BYTES:
-        started = replace(step, started_at=started_at)
-        fail(turn, index, started, _too_large("its output", len(record.value), MAX_STEP_OUTPUT_BYTES))
+    size = len(to_json(output))
+    if size > MAX_STEP_OUTPUT_BYTES:
+        fail(turn, index, replace(step, started_at=started_at), _too_large("its output", size, MAX_STEP_OUTPUT_BYTES))
         return
-    turn.seq = event.seq
-    turn.emit(event, record)
-    turn.move(index, done)
+    turn.change(index, step.succeeded(turn.at, started_at, output))
 
 
 def fail_attempt(turn: Turn, index: int, message: m.AttemptFailed) -> None:

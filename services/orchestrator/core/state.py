@@ -107,11 +107,11 @@ class Run:
     backlog: list[int] = field(default_factory=list)  # pending steps without unmet needs, last first
     in_flight: int = 0
     open: int = 0  # steps that are not terminal
+    id: str = field(init=False)
 
-    @property
-    def id(self) -> str:
-        """The run's id."""
-        return self.submission.run_id
+    def __post_init__(self) -> None:
+        """Keep the id at hand: every effect names it."""
+        self.id = self.submission.run_id
 
     @classmethod
     def begin(cls, submission: SubmitRun, pipeline: Pipeline, at: int) -> "Run":

@@ -47,14 +47,11 @@ class KafkaEventLog:
         consumer: AIOKafkaConsumer,
         *,
         max_records: int,
-        gather_s: float,
         metrics: HistoryMetrics,
         log: FilteringBoundLogger,
     ) -> None:
         self._consumer = consumer
         self._max_records = max_records
-        self._gather_s = gather_s
-        self._took_s = 0.0
         self._metrics = metrics
         self._log = log
         self._done: dict[TopicPartition, int] = {}
@@ -69,17 +66,8 @@ class KafkaEventLog:
         await self._consumer.stop()
 
     async def take(self) -> list[Record]:
-        """Return what has arrived within a second.
-
-        A busy service takes less often rather than less at a time: of a run's events that arrive together only the
-        last state of each step is written. An idle one takes at once.
-        """
-        loop = asyncio.get_running_loop()
-        if (remaining_s := self._took_s + self._gather_s - loop.time()) > 0:
-            await asyncio.sleep(remaining_s)
-        batches = await self._consumer.getmany(timeout_ms=_TAKE_MS, max_records=self._max_records)
-        self._took_s = loop.time()
-        return _flat(batches)
+        """Return what has arrived within a second. Of a run's events that come together the last of a step counts."""
+        return _flat(await self._consumer.getmany(timeout_ms=_TAKE_MS, max_records=self._max_records))
 
     async def hold(self, seconds: float) -> list[Record]:
         """Pause what is assigned. Polling goes on, or else the group would take this member for dead."""

@@ -61,7 +61,7 @@ class Gateway:
 
     async def run(self) -> None:
         """Serve until the service stops."""
-        await wait_for_kafka(self._settings, Deadline.after(_KAFKA_WITHIN_S))
+        await self._service.unless_stopping(wait_for_kafka(self._settings, Deadline.after(_KAFKA_WITHIN_S)))
         await ensure_topics(
             self._settings,
             [(STEP_TYPES, self._settings.topics.step_types), (DEFINITIONS, self._settings.topics.definitions)],

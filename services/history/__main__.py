@@ -59,7 +59,7 @@ class History:
     async def run(self) -> None:
         """Project until the service stops."""
         settings, stopping = self._service.settings, self._service.stopping
-        await wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S))
+        await self._service.unless_stopping(wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S)))
         await self._outbox.start()
         try:
             await self._consumer.start()

@@ -21,7 +21,7 @@ async def main(service: Service[OrchestratorSettings]) -> None:
     """Own partitions until told to stop."""
     settings, logger = service.settings, service.log
     service.ready_when("membership", lambda: "waiting for Kafka")
-    await wait_for_kafka(settings, Deadline.after(_KAFKA_WAIT_S))
+    await service.unless_stopping(wait_for_kafka(settings, Deadline.after(_KAFKA_WAIT_S)))
     await ensure_topics(settings, [(topic, topic.name(settings.topic_prefix)) for topic in _OWNED_TOPICS])
     metrics = OrchestratorMetrics(service.registry)
     outbox, reader = Outbox(settings), InboxReader(settings)

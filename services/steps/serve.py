@@ -37,7 +37,7 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
     """Announce the type and work on its commands until the service stops."""
     settings, topics = service.settings, service.settings.topics
     waits_for = _Waiting(service)
-    await wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S))
+    await service.unless_stopping(wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S)))
     await _topics_are_there(step_type, service, waits_for)
     if service.stopping.is_set():
         return

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
@@ -31,6 +31,7 @@ from anabranch.shared.runtime.ops import Check, Readiness, add_ops_routes
 from anabranch.shared.runtime.settings import Settings, unknown_names
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+T = TypeVar("T")
 
 __all__ = ["Deadline", "Service", "run_service"]
 
@@ -47,6 +48,10 @@ _FAIL_TIMEOUT_S: Final = 5.0
 _WATCHDOG_MARGIN_S: Final = 5.0
 # Open streams are cut when main has returned: whatever had to be finished, main has finished.
 _LISTENER_TIMEOUT_S: Final = 1.0
+
+
+class StoppedEarlyError(Exception):
+    """The service was told to stop before `main` had anything to hand back."""
 
 
 class Service(Generic[SettingsT]):
@@ -85,6 +90,22 @@ class Service(Generic[SettingsT]):
             self.deadline = Deadline.after(self.settings.stop_timeout_s)
             _end_anyway(self.settings.stop_timeout_s)
             self.stopping.set()
+
+    async def unless_stopping(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what the work returns; when the service is told to stop before, end `main` in good order instead.
+
+        For what may take long before there is anything to hand back: waiting for Kafka, for instance.
+        """
+        doing = asyncio.create_task(work, name="unless stopping")
+        stopping = asyncio.create_task(self.stopping.wait(), name="stopping")
+        try:
+            await _first_of(doing, stopping)
+            if not doing.done():
+                raise StoppedEarlyError
+            return doing.result()
+        finally:
+            stopping.cancel()
+            doing.cancel()
 
     async def stop_listening(self) -> None:
         """Close the HTTP listener once its requests are answered, for a `main` that must outlive them."""
@@ -163,7 +184,8 @@ async def _run_main(service: Service[SettingsT], main: Main[SettingsT]) -> None:
         raise service._failed.result()
     if not running.done():
         _overrun(service)
-    running.result()
+    with suppress(StoppedEarlyError):
+        running.result()
     if not service.stopping.is_set():
         raise RuntimeError("main returned although nothing asked the service to stop")
 

@@ -17,10 +17,6 @@ from anabranch.shared.runtime.service import Service, run_service
 _KAFKA_WITHIN_S: Final = 60.0
 _LOOK_AGAIN_S: Final = 0.5  # for a topic that another service creates
 
-# The broker answers when so much has come together, or after `history_gather_s`: a reader that asked for every event as
-# it is written took a third of the time of a run away from the services that run it (docs/benchmarks.md).
-_GATHER_BYTES: Final = 64 * 1024
-
 
 class History:
     """Run events in, snapshots out, until the service stops."""
@@ -32,16 +28,11 @@ class History:
         self._metrics = HistoryMetrics(service.registry)
         self._redis = new_redis(settings)
         self._outbox = Outbox(settings)
-        self._consumer = new_consumer(
-            settings,
-            group_id=settings.history_group,
-            auto_offset_reset="earliest",
-            fetch_min_bytes=_GATHER_BYTES,
-            fetch_max_wait_ms=round(1000 * settings.history_gather_s),
-        )
+        self._consumer = new_consumer(settings, group_id=settings.history_group, auto_offset_reset="earliest")
         self._events = KafkaEventLog(
             self._consumer,
             max_records=settings.history_batch_records,
+            gather_s=settings.history_gather_s,
             metrics=self._metrics,
             log=service.log,
         )

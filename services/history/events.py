@@ -47,11 +47,14 @@ class KafkaEventLog:
         consumer: AIOKafkaConsumer,
         *,
         max_records: int,
+        gather_s: float,
         metrics: HistoryMetrics,
         log: FilteringBoundLogger,
     ) -> None:
         self._consumer = consumer
         self._max_records = max_records
+        self._gather_s = gather_s
+        self._gathers_until: float | None = None  # on the loop's clock; None: nothing is paused
         self._metrics = metrics
         self._log = log
         self._done: dict[TopicPartition, int] = {}
@@ -66,8 +69,21 @@ class KafkaEventLog:
         await self._consumer.stop()
 
     async def take(self) -> list[Record]:
-        """Return what has arrived within a second. Of a run's events that come together the last of a step counts."""
-        return _flat(await self._consumer.getmany(timeout_ms=_TAKE_MS, max_records=self._max_records))
+        """Return what has arrived within a second.
+
+        What follows a batch gathers at the broker for `gather_s`, unasked for: a reader that asks for every event as it
+        is written takes a third of a run's time away from those that run it (docs/benchmarks.md). An idle one asks.
+        """
+        loop = asyncio.get_running_loop()
+        if self._gathers_until is not None:
+            await asyncio.sleep(max(0.0, self._gathers_until - loop.time()))
+            self._gathers_until = None
+            self.resume()
+        records = _flat(await self._consumer.getmany(timeout_ms=_TAKE_MS, max_records=self._max_records))
+        if records:  # before the client's next request: it goes out when this task waits
+            self._consumer.pause(*self._consumer.assignment())
+            self._gathers_until = loop.time() + self._gather_s
+        return records
 
     async def hold(self, seconds: float) -> list[Record]:
         """Pause what is assigned. Polling goes on, or else the group would take this member for dead."""

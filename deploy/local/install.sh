@@ -25,7 +25,7 @@ fi
 
 pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
 "${pip[@]}" --require-hashes -r requirements.lock
-"${pip[@]}" --no-deps -e .
+"${pip[@]}" --no-deps --no-build-isolation -e .
 .venv/bin/python -m anabranch.deploy.local.jars fetch
 rm -f .venv/installed-*
 touch "$1"

@@ -138,9 +138,9 @@ async def pause_orchestrator(battle: Battle, times: int = 1) -> None:
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         battle.kills += 1
-        # The other one has taken over when the runs of every partition end again.
-        await asyncio.sleep(SESSION_S + 1)
-        await battle.more_ends(IN_FLIGHT)
+        # Its session is over, and the other one has its partitions, when every run of before has ended.
+        before = set(battle.flood.accepted)
+        await battle.observer.until(lambda seen: before <= seen.ended.keys(), "nobody took over", 90)  # noqa: B023
         os.kill(pid, signal.SIGCONT)
         await battle.more_ends(IN_FLIGHT)
 

@@ -196,7 +196,7 @@ class LogContract:
         """At once: that is how a task learns that a checkpoint is written, or that it is to stop."""
         log = await opened(bench)
         under_way = asyncio.ensure_future(log.take(60))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)  # the take begins
         log.interrupt()
         async with asyncio.timeout(5):
             assert list(await under_way) == []

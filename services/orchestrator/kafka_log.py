@@ -6,18 +6,15 @@ position of the group's ever decides what is read.
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     InvalidProducerEpoch,
     KafkaError,
-    NoOffsetForPartitionError,
-    OffsetOutOfRangeError,
     ProducerFenced,
 )
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.structs import ConsumerRecord
 
 from anabranch.services.orchestrator.core.changelog import Change
 from anabranch.services.orchestrator.core.effects import Append, Channel
@@ -35,85 +32,62 @@ from anabranch.services.orchestrator.settings import OrchestratorSettings
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.topics import TopicNames
 from anabranch.shared.runtime.kafka import AppendFailed, Outbox, new_consumer, new_producer
+from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReader
 
 _MAX_BUFFERED: Final = 5_000  # records of one partition that wait to be taken; above it the partition is paused
 _TAKE_AT_MOST: Final = 500  # records of one turn: timers and checkpoints get theirs
-_POLL_MS: Final = 1_000
 _RESTORE_POLL_MS: Final = 200
 _CLOSE_TIMEOUT_S: Final = 5.0
 _BATCH_BYTES: Final = 256 * 1024  # of a checkpoint: one request, or a few; a first record may be larger
 
 
 class InboxReader:
-    """Reads the inbox for all partitions of the process with one consumer, each from where its task says.
-
-    Every partition is assigned from the start and paused while nobody here owns it: an assignment that changes would
-    throw away what is under way and ask for metadata again, which takes seconds.
-    """
+    """Reads the inbox for all partitions of the process, each from where its task says."""
 
     def __init__(self, settings: OrchestratorSettings) -> None:
         self._topic = settings.topics.inbox
-        self._partitions = [TopicPartition(self._topic, number) for number in range(settings.run_partitions)]
-        self._consumer: AIOKafkaConsumer = new_consumer(settings)
-        self._logs: dict[TopicPartition, KafkaPartitionLog] = {}
+        self._reader = TopicReader(settings, self._topic, self._deliver)
+        self._logs: dict[int, KafkaPartitionLog] = {}
 
     async def start(self) -> None:
         """Connect."""
-        await self._consumer.start()
-        self._consumer.assign(self._partitions)
-        self._consumer.pause(*self._partitions)
-        for tp in self._partitions:
-            self._consumer.seek(tp, 0)
+        await self._reader.start()
 
     async def stop(self) -> None:
         """Close the connection."""
-        await self._consumer.stop()
+        await self._reader.stop()
 
     def watch(self, log: "KafkaPartitionLog", offset: int) -> None:
         """Serve the log's partition from `offset`."""
-        tp = self._partitions[log.partition]
         log.next_offset = offset
-        self._logs[tp] = log
-        self._consumer.seek(tp, offset)
-        self._consumer.resume(tp)
+        self._logs[log.partition] = log
+        self._reader.seek(log.partition, offset)
 
     def unwatch(self, log: "KafkaPartitionLog") -> None:
         """Serve the log no more."""
-        tp = self._partitions[log.partition]
-        if self._logs.get(tp) is log:
-            del self._logs[tp]
-            self._consumer.pause(tp)
+        if self._logs.get(log.partition) is log:
+            del self._logs[log.partition]
+            self._reader.pause(log.partition)
 
     def resume(self, log: "KafkaPartitionLog") -> None:
         """Serve a partition again that was paused because its log was full."""
-        tp = self._partitions[log.partition]
-        if self._logs.get(tp) is log:
-            self._consumer.resume(tp)
+        if self._logs.get(log.partition) is log:
+            self._reader.seek(log.partition, log.next_offset)
 
     async def run(self) -> None:
-        """Hand records to their logs until cancelled; what the consumer raises is handed to every log."""
-        while True:
-            try:
-                await self._poll()
-            except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
-                self._break(InboxGone(f"{self._topic} no longer holds the next record: {error}"), error)
-                return
-            except KafkaError as error:
-                self._break(TakeFailed(f"{self._topic} cannot be read: {error!r}"), error)
-                return
+        """Hand records to their logs until cancelled; what the reader raises is handed to every log."""
+        try:
+            await self._reader.run()
+        except OffsetGone as error:
+            self._break(InboxGone(f"{self._topic} no longer holds the next record: {error}"), error)
+        except KafkaError as error:
+            self._break(TakeFailed(f"{self._topic} cannot be read: {error!r}"), error)
 
-    async def _poll(self) -> None:
-        batches: Mapping[TopicPartition, Sequence[Any]] = await self._consumer.getmany(timeout_ms=_POLL_MS)
-        for tp, records in batches.items():
-            log = self._logs.get(tp)
-            if log is None:
-                continue
-            if records[0].offset != log.next_offset:  # fetched from a position that is no longer this log's
-                self._consumer.seek(tp, log.next_offset)
-                continue
-            log.deliver(records)
-            if log.is_full:
-                self._consumer.pause(tp)
+    def _deliver(self, partition: int, records: Sequence[Record]) -> None:
+        log = self._logs[partition]  # a partition is read while it has one
+        log.deliver(records)
+        if log.is_full:
+            self._reader.pause(partition)
 
     def _break(self, error: LogError, cause: Exception) -> None:
         error.__cause__ = cause
@@ -209,10 +183,10 @@ class KafkaPartitionLog:
         """Whether more records wait than should."""
         return len(self._buffer) > _MAX_BUFFERED
 
-    def deliver(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> None:
+    def deliver(self, records: Sequence[Record]) -> None:
         """Take records from the reader."""
         assignment = self._assignment
-        self._buffer += [InboxRecord(r.offset, r.timestamp, r.key, r.value, r.headers, assignment) for r in records]
+        self._buffer += [InboxRecord(*record, assignment) for record in records]
         self.next_offset = records[-1].offset + 1
         self._arrived.set()
 

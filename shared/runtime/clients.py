@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import KafkaError
 
@@ -76,6 +77,11 @@ def new_consumer(settings: Settings, *topics: str, group_id: str | None = None, 
         "partition_assignment_strategy": (StickyPartitionAssignor,),
     }
     return AIOKafkaConsumer(*topics, **(defaults | overrides))
+
+
+def new_client(settings: Settings) -> AIOKafkaClient:
+    """Return a bare client, not started: connections, metadata, and requests that the caller makes."""
+    return AIOKafkaClient(bootstrap_servers=settings.kafka_bootstrap_servers, client_id=settings.instance)
 
 
 def new_admin(settings: Settings) -> AIOKafkaAdminClient:

@@ -59,7 +59,6 @@ class InboxReader:
 
     def watch(self, log: "KafkaPartitionLog", offset: int) -> None:
         """Serve the log's partition from `offset`."""
-        log.next_offset = offset
         self._logs[log.partition] = log
         self._reader.seek(log.partition, offset)
 
@@ -67,12 +66,12 @@ class InboxReader:
         """Serve the log no more."""
         if self._logs.get(log.partition) is log:
             del self._logs[log.partition]
-            self._reader.pause(log.partition)
+            self._reader.leave(log.partition)
 
     def resume(self, log: "KafkaPartitionLog") -> None:
         """Serve a partition again that was paused because its log was full."""
         if self._logs.get(log.partition) is log:
-            self._reader.seek(log.partition, log.next_offset)
+            self._reader.resume(log.partition)
 
     async def run(self) -> None:
         """Hand records to their logs until cancelled; what the reader raises is handed to every log."""
@@ -121,7 +120,6 @@ class KafkaPartitionLog:
             Channel.RUN_EVENTS: lambda _: run_events,
             Channel.DEAD_LETTERS: lambda a: (dead_letters, partition_of(a.key.encode(), self._topics.runs)),
         }
-        self.next_offset = 0
 
     @property
     def partition(self) -> int:
@@ -187,7 +185,6 @@ class KafkaPartitionLog:
         """Take records from the reader."""
         assignment = self._assignment
         self._buffer += [InboxRecord(*record, assignment) for record in records]
-        self.next_offset = records[-1].offset + 1
         self._arrived.set()
 
     def break_off(self, error: LogError) -> None:

@@ -2,12 +2,14 @@
 
 What aiokafka's group consumer does, and this has to live with: it logs and swallows what a listener raises (so the
 listener ends the process itself); it calls revoke for zombies too; between two polls no more than `max.poll.interval`
-may pass; a new assignment begins unpaused; records of a new assignment are served after the synchronous part of
-`on_partitions_assigned`, so the assignment's number is set there and nowhere else.
+may pass; a new assignment begins unpaused, so its partitions are paused in the synchronous part of
+`on_partitions_assigned`; the assignment's number is set there and nowhere else.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -17,9 +19,12 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 from anabranch.services.steps.ports import AssignmentListener, CancelRecord, CommandRecord, CommitRefused
 from anabranch.shared.runtime.kafka import new_consumer
 from anabranch.shared.runtime.settings import Settings
+from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReader
 
 _READ_POLL_MS: Final = 200
 _CONTROL_BATCH: Final = 1_000
+_MAX_FETCHED: Final = 2_000  # commands that wait to be taken: above it a partition that has more is paused
+_POLL_S: Final = 0.5  # far below max.poll.interval
 
 Fail = Callable[[BaseException], Awaitable[None]]
 
@@ -35,17 +40,26 @@ def group_of(settings: Settings, uses: str) -> str:
 
 
 class KafkaCommands:
-    """The command topic of a step type, as a member of its group. `overrides` are aiokafka's own names."""
+    """The command topic of a step type, as a member of its group. `overrides` are aiokafka's own names.
+
+    The member itself reads nothing: it tells what is ours and from which offsets on, and a `TopicReader` reads.
+    """
 
     def __init__(self, settings: Settings, uses: str, *, fail: Fail, **overrides: Any) -> None:
         self._topic = settings.topics.steps(uses)
         # The client keeps a sticky assignor's memory on its class: each consumer needs one of its own.
         sticky = type("Sticky", (StickyPartitionAssignor,), {})
         own: dict[str, Any] = {"partition_assignment_strategy": (sticky,)}
-        self._consumer: AIOKafkaConsumer = new_consumer(
-            settings, group_id=group_of(settings, uses), **(own | overrides)
-        )
+        self._member: AIOKafkaConsumer = new_consumer(settings, group_id=group_of(settings, uses), **(own | overrides))
+        self._reader = TopicReader(settings, self._topic, self._deliver)
         self._fail = fail
+        self._background: list[asyncio.Task[None]] = []
+        self._seeking: asyncio.Task[None] | None = None
+        self._next: dict[int, int] = {}  # the offset to serve next, of each partition that is ours
+        self._fetched: deque[CommandRecord] = deque()
+        self._is_full = False
+        self._arrived = asyncio.Event()
+        self._was_asked = asyncio.Event()
         self.assignment = 0
 
     @property
@@ -55,43 +69,126 @@ class KafkaCommands:
 
     async def start(self, listener: AssignmentListener) -> None:
         """Join the group; return when it has given us our share."""
-        self._consumer.subscribe([self._topic], listener=_Rebalances(self, listener, self._fail))
-        await self._consumer.start()
+        await self._reader.start()
+        self._background = [
+            asyncio.create_task(self._unless_it_fails(work), name=f"commands: {name}")
+            for name, work in (("read", self._keep_reading()), ("poll", self._keep_polling()))
+        ]
+        self._member.subscribe([self._topic], listener=_Rebalances(self, listener, self._fail))
+        await self._member.start()
 
     async def take(self, max_records: int, wait_s: float) -> Sequence[CommandRecord]:
         """Return what was fetched, tagged with the assignment it was fetched under."""
-        fetched = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=max_records)
-        assignment = self.assignment  # the client returns no record across a reassignment
-        return [
-            CommandRecord(tp.partition, record.offset, record.timestamp, record.key, record.value, assignment)
-            for tp, records in fetched.items()
-            for record in records
-        ]
+        self._was_asked.set()
+        if not self._fetched and wait_s > 0:
+            await self._until_arrived(wait_s)
+        fetched = self._fetched
+        taken = [fetched.popleft() for _ in range(min(max_records, len(fetched)))]
+        for record in taken:
+            self._next[record.partition] = record.offset + 1
+        if self._is_full and not fetched:
+            self._is_full = False
+            for partition in self._next:
+                self._reader.resume(partition)
+        return taken
 
     async def commit(self, offsets: Mapping[int, int], assignment: int) -> None:
         """Commit the offsets to go on from, unless the partitions may be another member's by now."""
         if assignment != self.assignment:
             raise CommitRefused(f"assignment {assignment} of {self._topic} is over")
         try:
-            await self._consumer.commit({TopicPartition(self._topic, number): at for number, at in offsets.items()})
+            await self._member.commit({TopicPartition(self._topic, number): at for number, at in offsets.items()})
         except (CommitFailedError, IllegalStateError) as error:
             raise CommitRefused(f"offsets of {self._topic} {dict(offsets)}: {error}") from error
 
     def pause(self, partitions: Iterable[int]) -> None:
         """Fetch no more of these; what was fetched and not served is fetched again later."""
-        self._consumer.pause(*self._assigned(partitions))
+        paused = set(partitions)
+        for partition in paused:
+            self._reader.leave(partition)
+        self._fetched = deque(record for record in self._fetched if record.partition not in paused)
 
     def resume(self, partitions: Iterable[int]) -> None:
         """Fetch again."""
-        self._consumer.resume(*self._assigned(partitions))
+        for partition in partitions:
+            if partition in self._next:
+                self._reader.seek(partition, self._next[partition])
 
     async def stop(self) -> None:
         """Leave the group."""
-        await self._consumer.stop()
+        for task in (*self._background, *([self._seeking] if self._seeking else ())):
+            task.cancel()
+        await self._member.stop()
+        await self._reader.stop()
 
-    def _assigned(self, partitions: Iterable[int]) -> list[TopicPartition]:
-        assigned = self._consumer.assignment()
-        return [tp for number in partitions if (tp := TopicPartition(self._topic, number)) in assigned]
+    # --- what is ours -------------------------------------------------------------------------------------------------
+
+    def revoked(self) -> None:
+        """Nothing is ours; what was fetched and not served is somebody else's."""
+        if self._seeking is not None:
+            self._seeking.cancel()
+        for partition in self._next:
+            self._reader.leave(partition)
+        self._next = {}
+        self._fetched.clear()
+
+    def assigned(self, partitions: Collection[TopicPartition]) -> int:
+        """Begin a new assignment, and return its number. Nothing is served before the offsets are known."""
+        self.revoked()
+        self._member.pause(*partitions)
+        self.assignment += 1
+        self._seeking = asyncio.create_task(self._unless_it_fails(self._seek(partitions)), name="commands: seek")
+        return self.assignment
+
+    async def _seek(self, partitions: Collection[TopicPartition]) -> None:
+        for tp in partitions:
+            self._next[tp.partition] = at = await self._member.position(tp)  # the committed one, or the first there is
+            self._reader.seek(tp.partition, at)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def _keep_reading(self) -> None:
+        while True:
+            try:
+                await self._reader.run()
+            except OffsetGone as gone:  # as a group's consumer does: from the first record there is
+                tp = TopicPartition(self._topic, gone.partition)
+                begins = await self._member.beginning_offsets([tp])
+                if gone.partition in self._next:
+                    self._next[gone.partition] = begins[tp]
+                    self._reader.seek(gone.partition, begins[tp])
+
+    async def _keep_polling(self) -> None:
+        """Tell the group that we are alive, as long as we are asked for commands."""
+        while True:
+            await self._was_asked.wait()
+            self._was_asked.clear()
+            await self._member.getmany(timeout_ms=0)
+            await asyncio.sleep(_POLL_S)
+
+    def _deliver(self, partition: int, records: Sequence[Record]) -> None:
+        assignment = self.assignment
+        self._fetched += [
+            CommandRecord(partition, r.offset, r.timestamp_ms, r.key, r.value, assignment) for r in records
+        ]
+        self._arrived.set()
+        if len(self._fetched) > _MAX_FETCHED:
+            self._is_full = True
+            self._reader.pause(partition)
+
+    async def _until_arrived(self, wait_s: float) -> None:
+        self._arrived.clear()
+        timer = asyncio.get_running_loop().call_later(wait_s, self._arrived.set)
+        try:
+            await self._arrived.wait()
+        finally:
+            timer.cancel()
+
+    async def _unless_it_fails(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  nobody awaits this task: the process ends
+            await self._fail(error)
 
 
 class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -104,6 +201,7 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Hand over, while the group waits."""
+        self._commands.revoked()
         try:
             await self._listener.on_revoked([tp.partition for tp in revoked])
         except Exception as error:  # noqa: BLE001  the client would log it and go on
@@ -111,9 +209,10 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Number the assignment. Nothing is awaited before: the first records may follow at once."""
-        self._commands.assignment += 1
+        partitions = list(assigned)
+        number = self._commands.assigned(partitions)
         try:
-            self._listener.on_assigned([tp.partition for tp in assigned], self._commands.assignment, now_ms())
+            self._listener.on_assigned([tp.partition for tp in partitions], number, now_ms())
         except Exception as error:  # noqa: BLE001  as above
             await self._fail(error)
 

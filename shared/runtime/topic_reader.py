@@ -85,6 +85,7 @@ class TopicReader:
         self._deliver = deliver
         self._log: FilteringBoundLogger = get_logger().bind(topic=topic)
         self._positions: dict[int, int] = {}  # of the partitions that are read: the offset to read next
+        self._paused: dict[int, int] = {}  # of those that are not now: likewise
         self._leaders: dict[int, int] = {}  # by partition: the broker to ask
         self._changed = asyncio.Event()  # positions or leaders
         self._is_misled = asyncio.Event()  # a leader is another by now, or cannot be asked
@@ -105,12 +106,26 @@ class TopicReader:
 
     def seek(self, partition: int, offset: int) -> None:
         """Read the partition from `offset` on."""
+        self._paused.pop(partition, None)
         self._positions[partition] = offset
         self._say_changed()
 
     def pause(self, partition: int) -> None:
+        """Read the partition no more for now."""
+        offset = self._positions.pop(partition, None)
+        if offset is not None:
+            self._paused[partition] = offset
+
+    def resume(self, partition: int) -> None:
+        """Go on reading a paused partition."""
+        offset = self._paused.get(partition)
+        if offset is not None:
+            self.seek(partition, offset)
+
+    def leave(self, partition: int) -> None:
         """Read the partition no more, until it is sought again."""
         self._positions.pop(partition, None)
+        self._paused.pop(partition, None)
 
     async def run(self) -> None:
         """Read until cancelled. Raises `OffsetGone`, or a `KafkaError` that asking again will not heal."""

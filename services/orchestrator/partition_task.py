@@ -38,7 +38,7 @@ _YIELD_AFTER_S: Final = 0.02  # heartbeats and the other partitions get their tu
 class Pace:
     """How often the task checkpoints, and how far it may run ahead."""
 
-    checkpoint_s: float = 0.2
+    checkpoint_s: float = 0.2  # after the first record that is in none: a lone run is not held up by it, nor by two
     checkpoint_records: int = 5000
     max_uncheckpointed: int = 20_000  # records decided since the last checkpoint
     max_unacknowledged: int = 20_000  # records appended
@@ -153,7 +153,6 @@ class PartitionTask:
             for timer_id, due_ms in run.timers().items():
                 self._set_timer(run_id, SetTimer(timer_id, due_ms), self._partition.at)
         await self._log.seek(self._offset)
-        self._checkpoint_due = loop.time() + self._pace.checkpoint_s
         self._restored = True
         self._metrics.restored(seconds=loop.time() - started, records=len(records))
         self._logger.info(
@@ -186,6 +185,8 @@ class PartitionTask:
     async def _decide_all(self, records: Sequence[InboxRecord]) -> None:
         loop = asyncio.get_running_loop()
         yielded = loop.time()
+        if records and not self._since_checkpoint:
+            self._checkpoint_due = yielded + self._pace.checkpoint_s
         for record in records:
             self._handle(record)
             if loop.time() - yielded > _YIELD_AFTER_S:
@@ -196,9 +197,11 @@ class PartitionTask:
         message = decode(m.INBOX, record.value)
         if isinstance(message, Undecodable):
             self._dead_letter(record, "Undecodable", message.reason, None)
-        else:
+        elif isinstance(message, m.LeasesRenewed):
             for part in to_runs(message):
                 self._decide(record, part)
+        else:
+            self._decide(record, message)
         self._offset = record.offset + 1
         self._since_checkpoint += 1
 
@@ -281,7 +284,6 @@ class PartitionTask:
             return
         now = asyncio.get_running_loop().time()
         if now >= self._checkpoint_due or self._since_checkpoint >= self._pace.checkpoint_records:
-            self._checkpoint_due = now + self._pace.checkpoint_s
             self._checkpointing = self._start_checkpoint()
 
     def _start_checkpoint(self) -> "asyncio.Task[None]":

@@ -4,8 +4,10 @@ A message is told apart, looked up in the transition table if it speaks of a ste
 ready steps are dispatched, unreachable ones skipped, the run finished, until nothing changes (`settle.py`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from pydantic_core import to_json
 
@@ -15,12 +17,13 @@ from anabranch.services.orchestrator.core.graph import NO_PIPELINE, compile_pipe
 from anabranch.services.orchestrator.core.state import GRACE, LEASE, RETRY, RUN_TIMEOUT, Run, Step, Stop, StopReason
 from anabranch.services.orchestrator.core.status import DISPATCHED, RunStatus, StepStatus
 from anabranch.services.orchestrator.core.transitions import TABLE, Fact, Ignore
-from anabranch.services.orchestrator.core.turn import SOURCE, Turn, finished
+from anabranch.services.orchestrator.core.turn import SOURCE, Turn, Unsaid, finished
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.errors import ErrorType, StepError
 from anabranch.shared.contracts.ids import attempt_id, timer_id, trace_id_of_run
 from anabranch.shared.contracts.limits import MAX_PROGRESS_BYTES, MAX_REPEATED_BYTES
+from anabranch.shared.contracts.times import rfc3339
 
 RULES_VERSION: Final = 1
 """Raised whenever the same log would be decided otherwise; the golden logs in tests/golden hold it."""
@@ -61,19 +64,11 @@ AttemptMessage = m.AttemptStarted | m.AttemptSucceeded | m.AttemptFailed | m.Att
 
 def decide(run: Run | None, message: m.RunMessage, at: int) -> Decision:
     """Return what `message`, appended at broker time `at` (milliseconds), means for `run`. The run is not touched."""
-    if isinstance(message, m.SubmitRun):
+    if type(message) is m.SubmitRun:
         return _begin(run, message, at)
     if run is None:
         return _unknown_run(message, at)
-    match message:
-        case m.TimerFired():
-            return _timer(run, message, at)
-        case m.ContinueRun():
-            return _continue(run, message, at)
-        case m.CancelRun():
-            return _stop(run, StopReason.CANCELLED, message.reason, at)
-        case _:
-            return _attempt(run, message, at)
+    return _DECIDED_BY[type(message)](run, message, at)
 
 
 def abandon(run: Run, error: StepError, at: int) -> Decision:
@@ -88,7 +83,7 @@ def refuse(message: m.SubmitRun, error: StepError, at: int) -> Decision:
     """Return the decision that starts and fails a run which cannot even begin; what is too large is not repeated."""
     run = Run.begin(message.model_copy(update={"inputs": {}, "labels": {}}), NO_PIPELINE, at)
     turn = Turn(run, at)
-    turn.emit(_started(turn))
+    turn.emit(_started(run))
     turn.fail_run(error)
     settle.end_as(turn, RunStatus.FAILED)
     return Decision(run, tuple(turn.effects), turn=turn)
@@ -108,17 +103,16 @@ def _begin(run: Run | None, message: m.SubmitRun, at: int) -> Decision:
     if size > MAX_REPEATED_BYTES:
         words = f"inputs and labels take {size} bytes; at most {MAX_REPEATED_BYTES} are allowed"
         return refuse(message, StepError.of(ErrorType.PAYLOAD_TOO_LARGE, words), at)
-    turn.emit(_started(turn))
+    turn.emit(_started(run))
     turn.effects.append(SetTimer(RUN_TIMEOUT, run.timeout_at))
     return _settled(turn)
 
 
-def _started(turn: Turn) -> m.RunStarted:
-    run, submission = turn.run, turn.run.submission
-    seq, time = turn.next_event()
-    return m.RunStarted(
-        run_id=run.id, seq=seq, at=time, pipeline=run.pipeline.name, revision=submission.revision,
-        tenant=submission.tenant, inputs=submission.inputs, labels=submission.labels,
+def _started(run: Run) -> Unsaid:
+    submission = run.submission
+    return partial(
+        m.RunStarted, run_id=run.id, at=rfc3339(run.at), pipeline=run.pipeline.name,
+        revision=submission.revision, tenant=submission.tenant, inputs=submission.inputs, labels=submission.labels,
         body_hash=submission.body_hash, steps=dict(run.pipeline.uses),
     )  # fmt: skip
 
@@ -131,6 +125,10 @@ def _continue(run: Run, message: m.ContinueRun, at: int) -> Decision:
     if message.number != run.continued:
         return Decision(run, ignored=Ignore.STALE_CONTINUE)
     return _settled(Turn(run, at))
+
+
+def _cancel(run: Run, message: m.CancelRun, at: int) -> Decision:
+    return _stop(run, StopReason.CANCELLED, message.reason, at)
 
 
 def _stop(run: Run, reason: StopReason, words: str, at: int) -> Decision:
@@ -282,6 +280,14 @@ def _next_attempt(turn: Turn, index: int, step: Step) -> None:
         turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
     else:
         settle.dispatch(turn, index, step)
+
+
+_DECIDED_BY: Final[dict[type[m.Message], Callable[[Run, Any, int], Decision]]] = {
+    m.TimerFired: _timer,
+    m.ContinueRun: _continue,
+    m.CancelRun: _cancel,
+    **dict.fromkeys(_FACTS, _attempt),
+}
 
 
 def _tell_if_held(message: m.RunMessage | None, at: int) -> tuple[Append, ...]:

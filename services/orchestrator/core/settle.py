@@ -344,20 +344,19 @@ def end_as(turn: Turn, status: RunStatus) -> None:
         except ExpressionError as error:
             turn.fail_run(StepError.of(ErrorType.EXPRESSION_ERROR, f"`outputs`: {error}"))
             status = RunStatus.FAILED
-    event = _ended(turn, status, outputs)
-    record: Encoded | None = turn.encode_event(event)
-    if record is not None and len(record.value) > MAX_MESSAGE_BYTES:
-        turn.fail_run(_too_large("`outputs`", len(record.value), MAX_MESSAGE_BYTES))
-        event, record = _ended(turn, RunStatus.FAILED, None), None
-    turn.seq = event.seq
-    turn.ended = True
-    turn.emit(event, record)
     turn.flush()
+    turn.seq += 1
+    record = turn.encode_event(_ended(turn, status, outputs))
+    if len(record.value) > MAX_MESSAGE_BYTES:
+        turn.fail_run(_too_large("`outputs`", len(record.value), MAX_MESSAGE_BYTES))
+        record = turn.encode_event(_ended(turn, RunStatus.FAILED, None))
+    turn.ended = True
+    turn.append(Channel.RUN_EVENTS, turn.run.id, record)
 
 
 def _ended(turn: Turn, status: RunStatus, outputs: Any) -> m.RunEnded:
     return m.RunEnded(
         type=_ENDED[status],
-        run_id=turn.run.id, seq=turn.seq + 1, at=rfc3339(turn.at), status=status.value,
+        run_id=turn.run.id, seq=turn.seq, at=rfc3339(turn.at), status=status.value,
         started_at=rfc3339(turn.run.started_at), outputs=outputs, error=turn.error,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from anabranch.services.orchestrator.core.graph import Pipeline
 from anabranch.services.orchestrator.core.status import IN_FLIGHT, TERMINAL, StepStatus
+from anabranch.shared.contracts.codec import trace_id_or
 from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.ids import timer_id
 from anabranch.shared.contracts.messages import SubmitRun
@@ -108,10 +109,12 @@ class Run:
     in_flight: int = 0
     open: int = 0  # steps that are not terminal
     id: str = field(init=False)
+    trace_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Keep the id at hand: every effect names it."""
+        """Keep the ids at hand: every effect names them."""
         self.id = self.submission.run_id
+        self.trace_id = trace_id_or(self.submission.trace_id, self.id)
 
     @classmethod
     def begin(cls, submission: SubmitRun, pipeline: Pipeline, at: int) -> "Run":

@@ -4,7 +4,9 @@ So the run stays as it is when deciding fails.
 """
 
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from heapq import heappop, heappush
 from operator import neg
 from typing import Final
@@ -14,7 +16,7 @@ from anabranch.services.orchestrator.core.graph import Node
 from anabranch.services.orchestrator.core.state import Run, Step, StopReason
 from anabranch.services.orchestrator.core.status import IN_FLIGHT, TERMINAL, StepStatus
 from anabranch.shared.contracts import messages as m
-from anabranch.shared.contracts.codec import Encoded, encode, trace_id_or
+from anabranch.shared.contracts.codec import Encoded, encode
 from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.ids import event_id
 from anabranch.shared.contracts.limits import STEPS_PER_TURN
@@ -23,6 +25,9 @@ from anabranch.shared.contracts.times import rfc3339
 SOURCE: Final = "/anabranch/orchestrator"
 
 _FEW: Final = 8  # steps that are put into their places one by one; more are sorted in
+
+Unsaid = Callable[..., m.RunEvent]
+"""A run event but for its `seq` and what was `queued` with it."""
 
 _STEP_EVENT: Final = {
     StepStatus.RUNNING: "StepStarted",
@@ -39,7 +44,7 @@ class Turn:
     """Everything one record changes in a run. Reads see the changes; the run sees them at `commit`."""
 
     __slots__ = (
-        "_event", "_queued", "_ready", "_record", "_taken", "_unhappy", "_unmet", "at", "budget", "changed",
+        "_event", "_queued", "_ready", "_taken", "_unhappy", "_unmet", "at", "budget", "changed",
         "continued", "effects", "ended", "error", "in_flight", "open", "run", "seq", "stop", "swept", "trace_id",
     )  # fmt: skip
 
@@ -55,7 +60,7 @@ class Turn:
         self.swept = run.swept
         self.ended = False
         self.budget = STEPS_PER_TURN
-        self.trace_id = trace_id_or(run.submission.trace_id, run.id)
+        self.trace_id = run.trace_id
         self.changed: dict[int, Step] = {}
         self.effects: list[Effect] = []
         self._unmet: dict[int, int] = {}
@@ -63,8 +68,7 @@ class Turn:
         self._ready: list[int] = []
         self._taken = 0
         self._queued: list[m.QueuedStep] = []
-        self._event: m.RunEvent | None = None
-        self._record: Encoded | None = None
+        self._event: Unsaid | None = None
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -136,6 +140,8 @@ class Turn:
 
     def _pass_over_cancelled(self) -> None:
         """Drop the steps that a stop cancelled while they waited for the window: a restored run does not know them."""
+        if self.stop is None:
+            return
         backlog = self.run.backlog
         while self._ready and not self._is_pending(self._ready[0]):
             heappop(self._ready)
@@ -155,72 +161,57 @@ class Turn:
         """Have a record appended."""
         self.effects.append(Append(channel, key, record.value, record.headers, step_type))
 
-    def emit(self, event: m.RunEvent, record: Encoded | None = None) -> None:
-        """Append a run event that was numbered, and its record if it is encoded already."""
-        self._append_event()
-        self._event, self._record = event, record
+    def emit(self, event: "Unsaid") -> None:
+        """Append the run's next event: as the last one of the turn it also says what was queued."""
+        self._say(())
+        self.seq += 1
+        self._event = event
 
-    def _append_event(self) -> None:
+    def _say(self, queued: tuple[m.QueuedStep, ...]) -> None:
         """Append the event that was held back in case steps are queued behind it."""
-        event, record = self._event, self._record
+        event, self._event = self._event, None
         if event is not None:
-            self._event = self._record = None
-            self.append(Channel.RUN_EVENTS, self.run.id, record or self.encode_event(event))
+            self.append(Channel.RUN_EVENTS, self.run.id, self.encode_event(event(seq=self.seq, queued=queued or None)))
 
     def encode_event(self, event: m.RunEvent) -> Encoded:
-        """Return a numbered run event as a record."""
+        """Return a run event as a record."""
         return self.encode(event, event_id(self.run.id, event.seq))
-
-    def next_event(self) -> tuple[int, str]:
-        """Return the number and the time of the run's next event."""
-        self.seq += 1
-        return self.seq, rfc3339(self.at)
-
-    def step_event(
-        self, index: int, step: Step, *, event_type: str | None = None, waiting_on: str | None = None
-    ) -> m.StepChanged:
-        """Return the event that says where a step is from now on. It is not numbered until it is emitted."""
-        node = self.node(index)
-        return m.StepChanged(
-            type=event_type or _STEP_EVENT[step.status],
-            run_id=self.run.id,
-            seq=self.seq + 1,
-            at=rfc3339(self.at),
-            step=node.id,
-            uses=node.uses,
-            status=step.status.value,
-            attempt=step.attempt,
-            queued_at=_time(step.queued_at),
-            started_at=_time(step.started_at),
-            finished_at=_time(step.finished_at),
-            output=step.output,
-            error=step.error,
-            progress=step.progress,
-            waiting_on=waiting_on,
-        )
 
     def change(self, index: int, step: Step, *, event_type: str | None = None, waiting_on: str | None = None) -> None:
         """Move the step and say so in a run event."""
-        event = self.step_event(index, step, event_type=event_type, waiting_on=waiting_on)
-        self.seq = event.seq
-        self.emit(event)
+        node = self.run.pipeline.steps[index]
+        self.emit(
+            partial(
+                m.StepChanged,
+                type=event_type or _STEP_EVENT[step.status],
+                run_id=self.run.id,
+                at=rfc3339(self.at),
+                step=node.id,
+                uses=node.uses,
+                status=step.status,
+                attempt=step.attempt,
+                queued_at=_time(step.queued_at),
+                started_at=_time(step.started_at),
+                finished_at=_time(step.finished_at),
+                output=step.output,
+                error=step.error,
+                progress=step.progress,
+                waiting_on=waiting_on,
+            )
+        )
         self.move(index, step)
 
     def note_queued(self, index: int, attempt: int) -> None:
         """Remember that a command was appended; the turn's last event says so."""
-        node = self.node(index)
-        self._queued.append(m.QueuedStep(step=node.id, uses=node.uses, attempt=attempt))
+        node = self.run.pipeline.steps[index]
+        self._queued.append(m.QueuedStep(node.id, node.uses, attempt))
 
     def flush(self) -> None:
         """Append what is held back: the last event, with what was queued."""
-        if self._queued:
-            queued, self._queued = tuple(self._queued), []
-            if self._event is None:
-                seq, at = self.next_event()
-                self._event = m.StepsQueued(run_id=self.run.id, seq=seq, at=at, queued=queued)
-            else:
-                self._event, self._record = self._event.model_copy(update={"queued": queued}), None
-        self._append_event()
+        queued, self._queued = tuple(self._queued), []
+        if queued and self._event is None:
+            self.emit(partial(m.StepsQueued, run_id=self.run.id, at=rfc3339(self.at)))
+        self._say(queued)
 
     def fail_run(self, error: StepError) -> None:
         """Remember why the run fails; the first reason stays."""

@@ -5,7 +5,7 @@ position of the group's ever decides what is read.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -110,15 +110,11 @@ class KafkaPartitionLog:
         self._buffer: list[InboxRecord] = []
         self._arrived = asyncio.Event()
         self._broken: LogError | None = None
-        inbox, run_events = (self._topics.inbox, partition), (self._topics.run_events, partition)
-        control, dead_letters = (self._topics.control, 0), self._topics.dead_letters
         self._command_topics: dict[str, str] = {}  # by step type
-        self._address: Mapping[Channel, Callable[[Append], tuple[str, int]]] = {
-            Channel.INBOX: lambda _: inbox,
-            Channel.COMMANDS: self._command_partition,
-            Channel.CONTROL: lambda _: control,
-            Channel.RUN_EVENTS: lambda _: run_events,
-            Channel.DEAD_LETTERS: lambda a: (dead_letters, partition_of(a.key.encode(), self._topics.runs)),
+        self._addresses: Mapping[Channel, tuple[str, int]] = {
+            Channel.INBOX: (self._topics.inbox, partition),
+            Channel.CONTROL: (self._topics.control, 0),
+            Channel.RUN_EVENTS: (self._topics.run_events, partition),
         }
 
     @property
@@ -222,17 +218,20 @@ class KafkaPartitionLog:
 
     def append(self, output: Append) -> None:
         """Append without waiting."""
-        topic, partition = self._address[output.channel](output)
+        key = output.key.encode()
+        topic, partition = self._addresses.get(output.channel) or self._address_by_key(output, key)
         try:
-            self._outbox.append(topic, partition, output.key.encode(), output.value, output.headers)
+            self._outbox.append(topic, partition, key, output.value, output.headers)
         except AppendFailed as error:
             raise AppendLost(str(error)) from error
 
-    def _command_partition(self, output: Append) -> tuple[str, int]:
+    def _address_by_key(self, output: Append, key: bytes) -> tuple[str, int]:
+        if output.channel is Channel.DEAD_LETTERS:
+            return self._topics.dead_letters, partition_of(key, self._topics.runs)
         topic = self._command_topics.get(output.step_type)
         if topic is None:
             topic = self._command_topics[output.step_type] = self._topics.steps(output.step_type)
-        return topic, partition_of(output.key.encode(), self._topics.steps_partitions)
+        return topic, partition_of(key, self._topics.steps_partitions)
 
     def acknowledged(self) -> "asyncio.Future[None]":
         """Return a future that is done when everything appended so far is acknowledged."""

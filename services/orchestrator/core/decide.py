@@ -5,9 +5,9 @@ ready steps are dispatched, unreachable ones skipped, the run finished, until no
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
@@ -29,8 +29,7 @@ RULES_VERSION: Final = 1
 """Raised whenever the same log would be decided otherwise; the golden logs in tests/golden hold it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What a record means: the turn to commit, or why it is ignored; and what is to be appended and armed."""
 
     run: Run | None

@@ -43,7 +43,11 @@ class Partition:
         decision.commit()
         if run.id not in self.runs:
             self._displace(run.id)
-        self.changed.setdefault(run.id, set()).update(turn.changed, (HEAD,))
+        changed = self.changed.get(run.id)
+        if changed is None:
+            self.changed[run.id] = {HEAD, *turn.changed}
+        else:
+            changed.update(turn.changed)
         if not turn.ended:
             self.runs[run.id] = run
             return

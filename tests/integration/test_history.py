@@ -184,6 +184,20 @@ async def test_poison_is_dead_lettered_and_nothing_stops(bench: Bench) -> None:
     assert [letter.offset for letter in letters] == [0, 1, 2]
 
 
+async def test_a_run_whose_key_is_taken_is_dead_lettered_and_those_beside_it_are_projected(bench: Bench) -> None:
+    """One of them with more steps than Lua's stack holds; they are written together."""
+    await bench.create_topics()
+    await bench.redis.set(bench.keys.run("taken"), b"something else")
+    await bench.write(*events_of("first"), *events_of("taken"), *events_of("wide", steps=5000))
+    async with bench.history() as history:
+        assert await bench.ended("first")
+        assert len((await bench.ended("wide"))["steps"]) == 5000
+        dead = 'anabranch_history_events_total{outcome="dead_lettered"}'
+        await eventually(lambda: _at_least(history, dead, 5))
+        assert await history.metric("anabranch_history_flushes_refused_total") == 0
+        assert await bench.redis.get(bench.keys.run("taken")) == b"something else"
+
+
 async def test_a_killed_history_projects_again_and_changes_nothing(bench: Bench) -> None:
     """Offsets not yet committed are read again by the next one."""
     await bench.create_topics()

@@ -41,8 +41,8 @@ class Undecodable:
 def encode(message: Message, *, message_id: str, source: str, at_ms: int, trace_id: str) -> Encoded:
     """Return the message as a record. `at_ms` is the broker time of the record that caused it."""
     return Encoded(
-        value=message.__pydantic_serializer__.to_json(message, exclude_none=True),
-        headers=headers_of(message.type, message_id=message_id, source=source, at_ms=at_ms, trace_id=trace_id),
+        message.__pydantic_serializer__.to_json(message, exclude_none=True),
+        headers_of(message.type, message_id=message_id, source=source, at_ms=at_ms, trace_id=trace_id),
     )
 
 

@@ -1,5 +1,6 @@
 """Ids are derived from what they name."""
 
+from hashlib import blake2b
 from uuid import UUID
 
 from anabranch.shared.contracts import ids
@@ -34,4 +35,5 @@ def test_traceparent_has_the_runs_trace_and_a_span_of_the_message() -> None:
     assert one.startswith(f"00-{'a' * 32}-")
     assert one != two
     assert one == ids.traceparent("a" * 32, "r/1")
+    assert one == f"00-{'a' * 32}-{blake2b(b'r/1', digest_size=8).hexdigest()}-01"
     assert len(ids.trace_id_of_run(ids.new_run_id())) == 32

@@ -6,7 +6,9 @@ numbers: the most it weighs in one iteration of the loops around it, and what it
 second keeps what is linear in a list linear: the parts of 5,000 rows weigh what the rows weigh, not 5,000 times the
 heaviest one.
 
-An expression that stays within the limits with the largest context there can be is harmless and never measured.
+An expression that stays within the limits with the largest context there can be is harmless and never measured. One
+that stays within them when every path it names holds a number or a short text is not measured for such a context:
+every measure grows with the sizes it is given, never the other way round.
 """
 
 import re
@@ -37,6 +39,8 @@ _APPEND: Final = 384  # per iteration of a macro that builds a list, next to the
 _JSON_GROWS: Final = 17  # `[1,1,…]` has an element every two bytes
 _NUMBER_CHARS: Final = 1_400  # `%.1000f` of the largest double
 _UNKNOWN: Final = 1 << 62
+_SHORT_CHARS: Final = 256  # of a text that is not measured
+_SCALAR_TYPES: Final = frozenset((int, float, bool, type(None)))
 
 
 class Size(NamedTuple):
@@ -53,6 +57,8 @@ class Size(NamedTuple):
 
 
 _NOTHING: Final = Size(0, 0, 0, 0, 0)
+_SMALL: Final = Size(4 * _SHORT_CHARS, 4 * _SHORT_CHARS, _UNKNOWN, _UNKNOWN, 4 * _SHORT_CHARS)
+"""Bounds of a short text and of a number, whatever its value."""
 
 
 class TooExpensive(Exception):
@@ -70,12 +76,12 @@ class _Run:
 
     __slots__ = ("allocated", "context", "loops", "n", "names", "paths", "read")
 
-    def __init__(self, context: Mapping[str, Any] | None) -> None:
+    def __init__(self, context: Mapping[str, Any] | None, paths: dict[Path, Size] | None = None) -> None:
         self.context = context  # None: the largest there can be
         self.loops: list[tuple[int, int]] = []  # iterations of each loop: at most per iteration around it, and in all
         self.n = 1  # iterations of the innermost loop in all
         self.names: dict[str, tuple[Size, int]] = {}  # with the loops around where each was bound
-        self.paths: dict[Path, Size] = {}  # those that were measured
+        self.paths = paths or {}  # those that were measured, or are assumed
         self.allocated = 0
         self.read = 0
 
@@ -94,19 +100,25 @@ class Estimate:
     """What an expression allocates and reads, as a function of its context."""
 
     def __init__(self, tree: ast.Node, variables: frozenset[str], path_of: Callable[[ast.Node], Path | None]) -> None:
-        self._measure = _Builder(ast.types(tree), variables, path_of).build(ast.expression(tree))
-        self.is_harmless = self._fits(None)
+        builder = _Builder(ast.types(tree), variables, path_of)
+        self._measure = builder.build(ast.expression(tree))
+        self._paths = tuple(sorted(builder.paths))
+        self.is_harmless = self._fits(_Run(None))
+        self._is_harmless_when_small = self._fits(_Run({}, dict.fromkeys(self._paths, _SMALL)))
 
-    def _fits(self, context: Mapping[str, Any] | None) -> bool:
+    def _fits(self, run: _Run) -> bool:
         try:
-            self.check(context)
+            self._check(run)
         except TooExpensive:
             return False
         return True
 
-    def check(self, context: Mapping[str, Any] | None) -> None:
+    def check(self, context: Mapping[str, Any]) -> None:
         """Raise `TooExpensive` when an evaluation with this context could break a limit."""
-        run = _Run(context)
+        if not (self._is_harmless_when_small and all(_is_small(_value_at(context, path)) for path in self._paths)):
+            self._check(_Run(context))
+
+    def _check(self, run: _Run) -> None:
         result = self._measure(run)
         allocated = run.allocated + result.most
         if allocated > MAX_EVALUATION_BYTES:
@@ -143,6 +155,13 @@ def _weight(value: Any) -> int:
     return len(raw) + _ELEMENT * (1 + raw.count(b",") + raw.count(b"[") + raw.count(b"{") + raw.count(b":"))
 
 
+def _is_small(value: Any) -> bool:
+    """Return whether the value's size is within `_SMALL`."""
+    if type(value) is str:
+        return len(value) <= _SHORT_CHARS
+    return type(value) in _SCALAR_TYPES and (value is None or value <= _UNKNOWN)
+
+
 def _largest(path: Path, is_text: bool) -> Size:
     """Return the size of the largest value that a path may hold."""
     length = MAX_STEP_OUTPUT_BYTES if path[0] == "steps" else MAX_INPUTS_BYTES
@@ -153,9 +172,9 @@ def _largest(path: Path, is_text: bool) -> Size:
 def _value_at(context: Mapping[str, Any], path: Path) -> Any:
     value: Any = context
     for part in path:
-        if not isinstance(value, Mapping) or part not in value:
+        if type(value) is not dict and not isinstance(value, Mapping):  # the abstract check costs ten times the other
             return None
-        value = value[part]
+        value = value.get(part)
     return value
 
 
@@ -231,10 +250,12 @@ class _Builder:
         self._variables = variables
         self._path_of = path_of
         self._bound: dict[str, bool] = {}  # the names of loops and bindings: whether of a loop over `range`
+        self.paths: set[Path] = set()  # those that are measured
 
     def build(self, expr: ast.Node, is_text: bool = False) -> _Measure:
         path = self._path(expr)
         if path is not None:
+            self.paths.add(path)
             return _path_measure(path, is_text)
         name = ast.ident_name(expr)
         if name is not None:

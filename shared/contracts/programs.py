@@ -135,16 +135,16 @@ class Program:
         """Return the result as JSON. Raises `ExpressionError`."""
         if self._lookup is not None:
             return _look_up(context, self._lookup)
-        data = only(context, self._sorted_paths)
+        data = only(context, self._outermost_paths)
         if statuses:
             data.update(statuses)
         if self._estimate is not None:
             _check_expense(self._estimate, data)
         try:
             value = self._compiled.eval(data=data)
-            if value.type() == cel.Type.ERROR:
-                raise ExpressionError(self._explain(str(value.plain_value()), context))
             plain = value.plain_value()
+            if isinstance(plain, str) and value.type() == cel.Type.ERROR:  # an error's plain value is its text
+                raise ExpressionError(self._explain(plain, context))
         except TypeError as error:
             raise ExpressionError(f"the result, {self.returns}, has no JSON form; end it with .orValue(…)") from error
         except RuntimeError as error:
@@ -159,6 +159,10 @@ class Program:
     @cached_property
     def _sorted_paths(self) -> tuple[Path, ...]:
         return tuple(sorted(self.paths))
+
+    @cached_property
+    def _outermost_paths(self) -> tuple[Path, ...]:
+        return outermost(self._sorted_paths)
 
     def _explain(self, message: str, context: Mapping[str, Any]) -> str:
         if "Key not found" in message:  # say where, when it is one of our paths
@@ -526,32 +530,40 @@ def _selected(expr: ast.Node) -> tuple[str | None, ast.Node | None, bool]:
 # ---- Contexts ------------------------------------------------------------------------------------------------------
 
 
-def only(context: Mapping[str, Any], paths: tuple[Path, ...]) -> dict[str, Any]:
-    """Return the part of the context that the sorted paths name; a shorter path brings all below it."""
-    found: dict[str, Any] = {}
-    last: Path | None = None
+def outermost(paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Return the sorted paths without those below another one: a shorter path brings all below it."""
+    found: list[Path] = []
     for path in paths:
-        if last is not None and path[: len(last)] == last:
-            continue
-        last = path
+        if not found or path[: len(found[-1])] != found[-1]:
+            found.append(path)
+    return tuple(found)
+
+
+def only(context: Mapping[str, Any], paths: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the part of the context that the paths name, of which none is below another one."""
+    found: dict[str, Any] = {}
+    for path in paths:
         _copy_path(context, found, path)
     return found
 
 
+_JSON_TYPES: Final = frozenset((dict, list, str, int, float, bool, type(None)))  # no other Mapping is among them
+
+
 def _copy_path(source: Mapping[str, Any], target: dict[str, Any], path: Path) -> None:
     for part in path[:-1]:
-        if part not in source:
-            return
-        value = source[part]
+        value = source.get(part)
         if value is None:
-            return  # absent, so that steps.x.?output.?y works on the null output of a failed step
+            return  # null is absent, so that steps.x.?output.?y works on the null output of a failed step
         if type(value) is not dict and not isinstance(value, Mapping):  # the abstract check costs ten times the other
             target[part] = value
             return
         source, target = value, target.setdefault(part, {})
-    if path[-1] in source:
-        value = source[path[-1]]
-        target[path[-1]] = dict(value) if type(value) is not dict and isinstance(value, Mapping) else value
+    last = path[-1]
+    if last in source:
+        value = source[last]
+        is_other_map = type(value) not in _JSON_TYPES and isinstance(value, Mapping)
+        target[last] = dict(value) if is_other_map else value
 
 
 def _look_up(context: Mapping[str, Any], path: Path) -> Any:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from anabranch.shared.contracts.cel_sizes import size_of
+from anabranch.shared.contracts import cel_sizes
+from anabranch.shared.contracts.cel_sizes import Estimate, size_of
 from anabranch.shared.contracts.limits import MAX_EVALUATION_BYTES, MAX_EVALUATION_READS
-from anabranch.shared.contracts.programs import ExpressionError, compile_expression
+from anabranch.shared.contracts.programs import ExpressionError, InvalidExpressionError, compile_expression
+from tests.unit.contracts.poison import Writer
 
 ROOT = Path(__file__).parents[3]
 
@@ -136,6 +140,74 @@ def test_an_expression_as_people_write_them_is_not_refused(source: str) -> None:
 )
 def test_a_harmless_expression_is_never_measured(source: str) -> None:
     assert compile_expression(source)._estimate is None
+
+
+SUM = "steps.b.output.value + steps.c.output.value + steps.d.output.value"
+
+
+def steps_with(value: Any) -> dict[str, Any]:
+    return {"steps": {name: {"output": {"value": value}} for name in "bcd"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "is_measured"),
+    [(1, False), (-1.5, False), ("x" * 256, False), ("ü" * 256, False), ("x" * 257, True), ([1], True)],
+)
+def test_numbers_and_short_texts_are_not_measured_where_they_cannot_add_up(
+    value: Any, is_measured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+
+    def size(one: Any) -> cel_sizes.Size:
+        measured.append(one)
+        return size_of(one)
+
+    program = compile_expression(SUM)
+    monkeypatch.setattr(cel_sizes, "size_of", size)
+    assert program.evaluate(steps_with(value)) == value + value + value
+    assert measured == ([value] * 3 if is_measured else [])
+
+
+def test_a_number_that_says_how_often_is_measured() -> None:
+    """Small as it is, a range of it may be large."""
+    source = "range(inputs.n).map(x, range(inputs.n).map(y, 'x' + string(y)).join('') + string(x))"
+    assert len(compile_expression(source).evaluate({"inputs": {"n": 20}})) == 20
+    with pytest.raises(ExpressionError, match="could allocate"):
+        compile_expression(source).evaluate({"inputs": {"n": 9_999}})
+
+
+@given(
+    st.integers(0, 999_999),
+    st.lists(
+        st.none() | st.booleans() | st.floats() | st.integers(-(2**63), 2**63 - 1) | st.integers(0, 10_000)
+        | st.text(max_size=256) | st.text("x", min_size=200, max_size=256),
+        min_size=1,
+    ),
+)  # fmt: skip
+def test_no_small_value_makes_an_estimate_larger_than_the_bound_of_all_small_ones(seed: int, values: list[Any]) -> None:
+    """So a context of small values needs no estimate of its own where that bound is within the limits."""
+    values = [one for one in values if cel_sizes._is_small(one)]
+    try:
+        estimate = compile_expression(Writer(seed).expression())._estimate
+    except InvalidExpressionError:
+        return
+    if estimate is None or not values:
+        return
+    context: dict[str, Any] = {}
+    for at, path in enumerate(estimate._paths):
+        target = context
+        for part in path[:-1]:
+            target = target.setdefault(part, {})
+        target[path[-1]] = values[at % len(values)]
+    bound_of_all = cel_sizes._Run({}, dict.fromkeys(estimate._paths, cel_sizes._SMALL))
+    assert all(one <= most for one, most in zip(cost(estimate, context), cost(estimate, bound_of_all), strict=True))
+
+
+def cost(estimate: Estimate, run: "cel_sizes._Run | dict[str, Any]") -> tuple[int, int]:
+    """Return the bytes allocated and read."""
+    run = cel_sizes._Run(run) if isinstance(run, dict) else run
+    result = estimate._measure(run)
+    return run.allocated + result.most, run.read
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from anabranch.shared.contracts.expressions import (
     context_for,
 )
 from anabranch.shared.contracts.limits import MAX_MACRO_ITERATIONS
-from anabranch.shared.contracts.programs import CONDITION, PIPELINE, compile_expression, only
+from anabranch.shared.contracts.programs import CONDITION, PIPELINE, compile_expression, only, outermost
 from tests.unit.contracts.test_source import json_values
 
 STEPS: dict[str, dict[str, Any]] = {
@@ -185,8 +185,23 @@ def test_only_the_steps_that_are_named_are_looked_at() -> None:
 
 def test_a_program_sees_only_what_it_names() -> None:
     program = compile_expression("inputs.a + inputs.b.c")
-    seen = only({"inputs": {"a": 1, "b": {"c": 2, "d": 3}, "e": 4}, "run": {}}, tuple(sorted(program.paths)))
+    seen = only({"inputs": {"a": 1, "b": {"c": 2, "d": 3}, "e": 4}, "run": {}}, outermost(tuple(sorted(program.paths))))
     assert seen == {"inputs": {"a": 1, "b": {"c": 2}}}
+
+
+def test_a_path_brings_all_below_it_and_the_context_stays_as_it_is() -> None:
+    paths = (("inputs", "a"), ("inputs", "a", "b"), ("inputs", "ab"), ("run",), ("run", "id"))
+    assert outermost(paths) == (("inputs", "a"), ("inputs", "ab"), ("run",))
+    context = {"inputs": {"a": {"b": 1, "c": 2}, "ab": None}, "run": {"id": "r"}, "steps": {}}
+    before = orjson.dumps(context)
+    assert only(context, outermost(paths)) == {"inputs": {"a": {"b": 1, "c": 2}, "ab": None}, "run": {"id": "r"}}
+    assert compile_expression("size(inputs.a) + inputs.a.c").evaluate(context) == 4
+    assert orjson.dumps(context) == before
+
+
+def test_a_text_like_an_error_is_a_text() -> None:
+    text = "INVALID_ARGUMENT: divide by zero"
+    assert evaluate("true ? inputs.x : ''", {"inputs": {"x": text}}) == text
 
 
 @given(json_values, st.lists(st.sampled_from(["a", "b", "0", "A", ""]), min_size=1, max_size=3))

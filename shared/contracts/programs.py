@@ -142,6 +142,8 @@ class Program:
             _check_expense(self._estimate, data)
         try:
             value = self._compiled.eval(data=data)
+            if self._may_make_optionals:
+                _refuse_optionals(value)
             plain = value.plain_value()
             if isinstance(plain, str) and value.type() == cel.Type.ERROR:  # an error's plain value is its text
                 raise ExpressionError(self._explain(plain, context))
@@ -155,6 +157,10 @@ class Program:
     def may_be_bool(self) -> bool:
         """Whether the static type is bool, or not known before it runs."""
         return self.returns in ("BOOL", "DYN", "dyn")
+
+    @cached_property
+    def _may_make_optionals(self) -> bool:
+        return _MAKES_OPTIONALS.search(self.source) is not None
 
     @cached_property
     def _sorted_paths(self) -> tuple[Path, ...]:
@@ -174,6 +180,25 @@ class Program:
             return f"the macros iterate more than {MAX_MACRO_ITERATIONS} times in all"
         return _STATUS_CODE.sub("", message).strip()
 
+
+def _refuse_optionals(value: Any) -> None:
+    """Raise `TypeError` for a result that is an optional or has one in it.
+
+    The engine's `plain_value` ends the process with a segmentation fault for an optional in a map (cel-expr-python 0.1).
+    """
+    kind = str(value.type())
+    if kind.startswith("MAP"):
+        for item in value.value().values():
+            _refuse_optionals(item)
+    elif kind.startswith("LIST"):
+        for item in value.value():
+            _refuse_optionals(item)
+    elif kind == "ERROR":
+        value.value()  # a text of an error, but raises for an optional
+
+
+# Whatever gives an optional has one of these in its text: optional.of, optMap, a?.b, a[?b], first(), last().
+_MAKES_OPTIONALS: Final = re.compile(r"opt|\?|first|last")
 
 _NOT_A_LIST: Final = re.compile(r"No matching overloads found : _\+_\((\w+), list\)")
 _STATUS_CODE: Final = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")

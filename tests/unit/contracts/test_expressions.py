@@ -367,3 +367,20 @@ def test_an_evaluation_takes_tens_of_microseconds_at_most() -> None:
 def test_one_text_is_compiled_once() -> None:
     assert compile_expression("inputs.url + 'once'") is compile_expression("inputs.url + 'once'")
     assert programs.compile_expression.cache_info().maxsize is not None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{'a': optional.of(1)}",
+        "dyn({'a': optional.of(inputs.n)})",
+        "[{'a': {1: optional.none()}}]",
+        "{'a': [1].first()}",
+        "{'a': {'x': 1}.?x}",
+        "[optional.of(1)]",
+        "dyn(optional.of(1))",
+    ],
+)
+def test_an_optional_inside_a_result_is_an_error_and_does_not_end_the_process(source: str) -> None:
+    with pytest.raises(ExpressionError, match="has no JSON form"):
+        compile_expression(source).evaluate({"inputs": {"n": 1}})

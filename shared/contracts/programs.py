@@ -184,7 +184,7 @@ class Program:
 def _refuse_optionals(value: Any) -> None:
     """Raise `TypeError` for a result that is an optional or has one in it.
 
-    The engine's `plain_value` ends the process with a segmentation fault for an optional in a map (cel-expr-python 0.1).
+    `plain_value` of cel-expr-python 0.1.3 ends the process with a segmentation fault for an optional in a map.
     """
     kind = str(value.type())
     if kind.startswith("MAP"):

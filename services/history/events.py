@@ -95,8 +95,8 @@ class KafkaEventLog:
         self._consumer.resume(*self._consumer.paused())
 
     def done(self, records: Sequence[Record]) -> None:
-        """Note the offsets for the next commit."""
-        for record in records:
+        """Note the offsets for the next commit: of each partition, the last counts."""
+        for record in {record.partition: record for record in records}.values():
             self._done[TopicPartition(record.topic, record.partition)] = record.offset + 1
 
     async def commit(self) -> None:

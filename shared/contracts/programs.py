@@ -281,7 +281,10 @@ def _plain_path(source: str, environment: Environment) -> Path | None:
 
 
 def _checked_return_type(compiled: Any) -> str:
-    name = str(compiled.return_type())
+    try:
+        name = str(compiled.return_type())
+    except RuntimeError as error:  # of a map whose keys its type checker lets pass
+        raise InvalidExpressionError(_STATUS_CODE.sub("", str(error)).strip()) from error
     if name.startswith("optional_type"):
         raise InvalidExpressionError("the result is an optional, which has no JSON form; end it with .orValue(…)")
     if name.startswith("TYPE"):

@@ -110,6 +110,8 @@ def test_what_cannot_be_evaluated_says_why(source: str, words: str) -> None:
         ("inputs.map(k, k)", "runs over a list", 1),
         ("{'a': 1}.all(k, true)", "runs over a list", 1),
         ("optional.of(1)", "orValue", 1),
+        ("{[1]: 2}", "Unsupported map key type: LIST<INT>", 1),
+        ("{null: 2}", "Unsupported map key type: NULL", 1),
         ("type(1)", "is a type", 1),
         ("google.protobuf.Any{}", "protobuf message", 1),
         ("timestamp(0).getHours('Asia/Tokyo')", "named zones", 1),

@@ -3,19 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from itertools import count
+from typing import NoReturn
 
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import CorruptRecordException
 
 from anabranch.deploy.local.kafka import LocalKafka
+from anabranch.services.orchestrator import kafka_log
 from anabranch.services.orchestrator.core.changelog import Change
 from anabranch.services.orchestrator.kafka_log import InboxReader, KafkaPartitionLog
-from anabranch.services.orchestrator.ports import PartitionLog
+from anabranch.services.orchestrator.ports import TakeFailed
 from anabranch.services.orchestrator.settings import OrchestratorSettings
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, RUN_EVENTS, STATE, STEPS
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, new_producer
-from tests.contract.log_contract import LogContract, TypedRecord
+from tests.contract.log_contract import LogContract, TypedRecord, taken
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,7 +53,7 @@ class KafkaBench:
         await self._reader.stop()
         await asyncio.gather(self._outbox.stop(), return_exceptions=True)  # one that has failed says so again
 
-    def log(self, partition: int, assignment: int) -> PartitionLog:
+    def log(self, partition: int, assignment: int) -> KafkaPartitionLog:
         return KafkaPartitionLog(
             partition, assignment, settings=self._settings, reader=self._reader, outbox=self._outbox
         )
@@ -61,6 +64,12 @@ class KafkaBench:
         headers = [("h", b"1")]
         await producer.send_and_wait(self.topics.inbox, value, key=b"key", partition=partition, headers=headers)
         await producer.stop()
+
+    async def arrive_at_once(self, partition: int, values: Sequence[bytes]) -> None:
+        """Have records arrive in one batch."""
+        for value in values:
+            self._outbox.append(self.topics.inbox, partition, b"key", value, ())
+        await self._outbox.acknowledged()
 
     async def leave_open(self, partition: int, changes: Sequence[Change]) -> None:
         transactional_id = f"{self._settings.group}-{partition}"
@@ -101,3 +110,75 @@ class TestKafkaLog(LogContract):
         await bench.start()
         yield bench
         await bench.stop()
+
+    async def test_a_full_log_pauses_its_partition_and_no_other(
+        self, bench: KafkaBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It holds no more than it must, and goes on in order when there is room, without loss or repeats."""
+        monkeypatch.setattr(kafka_log, "_MAX_BUFFERED", 50)
+        monkeypatch.setattr(kafka_log, "_TAKE_AT_MOST", 20)
+        full, other = bench.log(0, 1), bench.log(1, 1)
+        for log in (full, other):
+            await log.seek(None)
+        for turn in range(3):
+            values = [b"%d/%d" % (turn, number) for number in range(130)]
+            await bench.arrive_at_once(0, values[:100])
+            await bench.arrive_at_once(1, [b"1"])  # an answer with this one would hold those before it, too
+            assert len(await taken(other, 1)) == 1
+            assert full.is_full
+            await bench.arrive_at_once(0, values[100:])
+            await bench.arrive_at_once(1, [b"2"])
+            assert len(await taken(other, 1)) == 1
+            assert len(full._buffer) == 100
+            records = await taken(full, 130)
+            assert [(r.offset, r.value) for r in records] == [*enumerate(values, 130 * turn)]
+        await asyncio.gather(full.close(), other.close())
+
+    async def test_a_full_log_that_seeks_is_read_from_there(
+        self, bench: KafkaBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That is how a partition is restored."""
+        monkeypatch.setattr(kafka_log, "_MAX_BUFFERED", 50)
+        monkeypatch.setattr(kafka_log, "_TAKE_AT_MOST", 20)
+        log = bench.log(0, 1)
+        await log.seek(None)
+        await bench.arrive_at_once(0, [b"%d" % number for number in range(100)])
+        await taken(log, 1)
+        assert log.is_full
+        await log.start_producer()
+        await log.seek(70)
+        assert [record.offset for record in await taken(log, 30)] == [*range(70, 100)]
+        await log.close()
+
+    async def test_a_log_that_is_closed_late_leaves_the_partition_to_its_successor(self, bench: KafkaBench) -> None:
+        """Of two logs for one partition, the one that sought last is served."""
+        before, after = bench.log(0, 1), bench.log(0, 2)
+        await before.seek(None)
+        await bench.arrive(0, b"0")
+        await taken(before, 1)
+        await after.seek(0)
+        await before.close()
+        await bench.arrive(0, b"1")
+        assert [(r.offset, r.assignment) for r in await taken(after, 2)] == [(0, 2), (1, 2)]
+        assert await before.take(0) == []
+        await after.close()
+
+    async def test_what_ends_the_reading_ends_every_log(
+        self, bench: KafkaBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Here a batch with a wrong checksum; the records before it were taken."""
+        logs = [bench.log(partition, 1) for partition in range(2)]
+        for log in logs:
+            await log.seek(None)
+            await bench.arrive(log.partition, b"0")
+            await taken(log, 1)
+        monkeypatch.setattr("anabranch.shared.runtime.topic_reader._records_from", _corrupt)
+        await bench.arrive(1, b"1")
+        for log in logs:
+            with pytest.raises(TakeFailed, match="a damaged batch"):
+                await log.take(20)
+            await log.close()
+
+
+def _corrupt(offset: int, data: bytes) -> NoReturn:
+    raise CorruptRecordException("a damaged batch")

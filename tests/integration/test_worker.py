@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import structlog
+from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.redis import LocalRedis
+from anabranch.services.steps import kafka_ports
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl, group_of, now_ms
-from anabranch.services.steps.ports import Asked, MemoryUnavailable, Note, Remembered
+from anabranch.services.steps.ports import Asked, CommandRecord, CommitRefused, MemoryUnavailable, Note, Remembered
 from anabranch.services.steps.redis_memory import RedisMemory
 from anabranch.services.steps.settings import StepServiceSettings, WorkerSettings
 from anabranch.services.steps.step_type import StepType, step_type
@@ -28,6 +30,7 @@ from anabranch.shared.contracts.codec import decode, encode
 from anabranch.shared.contracts.messages import INBOX as INBOX_MESSAGES
 from anabranch.shared.contracts.messages import RunStep
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEPS
+from anabranch.shared.runtime.clients import new_admin
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 
@@ -303,6 +306,201 @@ async def test_memory_that_is_away_says_so() -> None:
     with pytest.raises(MemoryUnavailable):
         await memory.recall([Asked("r/a/1", 0)])
     await client.aclose()
+
+
+# --- the port of commands ---------------------------------------------------------------------------------------------
+
+ALL = {0, 1, 2, 3}
+
+
+class Member:
+    """Takes commands as a worker does, and notes what it was given. It commits what it took when that is revoked."""
+
+    def __init__(self, settings: StepServiceSettings, **overrides: Any) -> None:
+        self.commands = KafkaCommands(settings, "nap", fail=self._fail, **overrides)
+        self.assignments: list[set[int]] = []  # number n is at n - 1
+        self.taken: list[CommandRecord] = []
+        self.failures: list[BaseException] = []
+
+    async def _fail(self, error: BaseException) -> None:
+        self.failures.append(error)
+
+    def on_assigned(self, partitions: Iterable[int], assignment: int, at_ms: int) -> None:
+        self.assignments.append(set(partitions))
+        assert assignment == len(self.assignments)
+
+    async def on_revoked(self, partitions: Iterable[int]) -> None:
+        await self.commit()
+
+    async def commit(self) -> None:
+        """Commit what was taken under the assignment that is."""
+        number = self.commands.assignment
+        offsets = {record.partition: record.offset + 1 for record in self.taken if record.assignment == number}
+        if offsets:
+            await self.commands.commit(offsets, number)
+
+    @property
+    def owns(self) -> set[int]:
+        return self.assignments[-1] if self.assignments else set()
+
+    async def take(self, max_records: int = 1000, wait_s: float = 0.2) -> list[CommandRecord]:
+        records = list(await self.commands.take(max_records, wait_s))
+        assert len(records) <= max_records
+        assert all(record.assignment == len(self.assignments) for record in records)
+        assert {record.partition for record in records} <= self.owns
+        self.taken += records
+        return records
+
+    async def take_until(self, condition: Any, max_records: int = 1000) -> None:
+        """Take until a condition holds of what was taken since."""
+        async with asyncio.timeout(30):
+            since = len(self.taken)
+            while not condition(self.taken[since:]):
+                await self.take(max_records)
+
+    def offsets(self, partition: int) -> list[int]:
+        return [record.offset for record in self.taken if record.partition == partition]
+
+
+@asynccontextmanager
+async def a_member(settings: StepServiceSettings, **overrides: Any) -> AsyncIterator[Member]:
+    """A member of the group that has its share."""
+    member = Member(settings, **overrides)
+    await member.commands.start(member)
+    try:
+        await until(lambda: member.commands.is_member)
+        yield member
+    finally:
+        await member.commands.stop()
+    assert member.failures == []
+
+
+async def append(settings: StepServiceSettings, counts: dict[int, int]) -> None:
+    """Append so many records to each partition, a batch of each; return when they are acknowledged."""
+    outbox = Outbox(settings)
+    await outbox.start()
+    for partition, records in counts.items():
+        for number in range(records):
+            outbox.append(settings.topics.steps("nap"), partition, b"key", b"%d" % number, ())
+    await outbox.stop()
+
+
+async def test_commands_are_taken_a_few_at_a_time_in_the_order_of_their_partitions(
+    settings: StepServiceSettings,
+) -> None:
+    async with a_member(settings) as member:
+        await append(settings, dict.fromkeys(ALL, 50))
+        sizes = set()
+        while len(member.taken) < 200:
+            sizes.add(len(await member.take(7)))
+        assert max(sizes) == 7
+        assert [member.offsets(partition) for partition in ALL] == [[*range(50)]] * 4
+
+
+async def test_commands_of_a_paused_partition_are_kept_back_and_come_when_it_is_resumed(
+    settings: StepServiceSettings,
+) -> None:
+    """Also those that were fetched and not taken: none is lost, none comes twice."""
+    async with a_member(settings) as member:
+        for turn in range(3):
+            before = 43 * turn
+            await append(settings, {0: 40})
+            assert len(await member.take(5, 10)) == 5
+            member.commands.pause([0])
+            await append(settings, {0: 3})
+            await append(settings, {1: 1})  # an answer with this one would hold those before it, too
+            await member.take_until(len)
+            assert member.offsets(0) == [*range(before + 5)]
+            assert member.offsets(1) == [*range(turn + 1)]
+            member.commands.resume([0])
+            await member.take_until(lambda taken: len(taken) == 38)
+            assert member.offsets(0) == [*range(before + 43)]
+
+
+async def test_full_buffer_is_filled_no_further_and_what_waits_comes_when_it_is_empty(
+    settings: StepServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_ports, "_MAX_FETCHED", 50)
+    async with a_member(settings) as member:
+        fetched = member.commands._fetched
+        for turn in range(3):
+            await append(settings, {0: 100})
+            await until(lambda: len(fetched) == 100)
+            await append(settings, {0: 20})
+            await append(settings, {1: 1})
+            await until(lambda: fetched[-1].partition == 1)
+            assert len(fetched) == 101
+            await member.take_until(lambda taken: len(taken) == 121, max_records=9)
+            assert member.offsets(0) == [*range(120 * (turn + 1))]
+            assert member.offsets(1) == [*range(turn + 1)]
+
+
+async def test_commands_fetched_under_an_assignment_that_is_over_are_never_taken(settings: StepServiceSettings) -> None:
+    """Whoever has their partitions now takes them: each command is taken once, by its owner."""
+    async with a_member(settings) as first:
+        await append(settings, dict.fromkeys(ALL, 200))
+        await until(lambda: len(first.commands._fetched) == 800)
+        await first.take(10)
+        async with a_member(settings) as second:
+            await until(lambda: len(first.assignments) == 2 and first.owns | second.owns == ALL)
+            assert not first.owns & second.owns
+            with pytest.raises(CommitRefused):
+                await first.commands.commit({0: 1}, 1)
+            assert len(await first.take(10, 5)) == len(await second.take(10, 5)) == 10
+            async with a_member(settings) as third:
+                members = [first, second, third]
+                await until(lambda: len(third.owns) + len(second.owns) + len(first.owns) == 4)
+                everything = asyncio.gather(
+                    *(member.take_until(lambda _: _count(members) >= 800) for member in members)
+                )
+                await everything
+    taken = Counter((record.partition, record.offset) for member in members for record in member.taken)
+    assert taken == Counter((partition, offset) for partition in ALL for offset in range(200))
+
+
+async def test_worker_that_takes_no_more_leaves_the_group_and_the_one_that_does_stays(
+    settings: StepServiceSettings,
+) -> None:
+    """One that takes again is a member again, and goes on with what is its own."""
+    interval = {"max_poll_interval_ms": POLL_INTERVAL_MS}
+    async with a_member(settings, **interval) as idle, a_member(settings, **interval) as busy:
+        await until(lambda: len(idle.owns) == 2)
+        await busy.take_until(lambda _: busy.owns == ALL)
+        assert [len(owned) for owned in busy.assignments] == [2, 4]
+        await append(settings, dict.fromkeys(ALL, 3))
+        await busy.take_until(lambda taken: len(taken) == 12)
+
+        taking = asyncio.create_task(idle.take_until(lambda taken: len(taken) == 4))
+        await busy.take_until(lambda _: len(busy.owns) == 2)
+        await append(settings, dict.fromkeys(ALL, 2))
+        await busy.take_until(lambda taken: len(taken) == 4)
+        await taking
+        assert [len(owned) for owned in busy.assignments] == [2, 4, 2]
+        assert {(r.partition, r.offset) for r in idle.taken} == {(p, o) for p in idle.owns for o in (3, 4)}
+
+
+async def test_commands_whose_offset_is_gone_are_taken_from_the_first_there_is(settings: StepServiceSettings) -> None:
+    """What else there is goes on."""
+    async with a_member(settings) as member:
+        await append(settings, {0: 20, 1: 3})
+        await member.take_until(lambda taken: len(taken) == 23)
+        await member.commands.commit({0: 5, 1: 2}, member.commands.assignment)
+    await delete_before(settings, 0, 12)
+    async with a_member(settings) as member:
+        await member.take_until(lambda taken: len(taken) == 9)
+        assert member.offsets(0) == [*range(12, 20)]
+        assert member.offsets(1) == [2]
+
+
+async def delete_before(settings: StepServiceSettings, partition: int, offset: int) -> None:
+    admin = new_admin(settings)
+    await admin.start()
+    await admin.delete_records({TopicPartition(settings.topics.steps("nap"), partition): RecordsToDelete(offset)})
+    await admin.close()
+
+
+def _count(members: list[Member]) -> int:
+    return sum(len(member.taken) for member in members)
 
 
 async def _send_slowly(settings: StepServiceSettings, commands: int) -> None:

@@ -1,9 +1,14 @@
 """The facts a worker counts: one method each, declared in one place."""
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from anabranch.shared.runtime.metrics import ServiceMetrics
 
@@ -35,30 +40,57 @@ class Facts:
         """Ask `count` how many handlers are busy, whenever somebody wants to know."""
 
 
+class _Answers(Collector):
+    """Answers by kind and by how long their handlers ran, as plain numbers until somebody reads them.
+
+    A counter and a histogram of prometheus-client take three locks for each answer, of which there are thousands a
+    second, and all come from the event loop's thread.
+    """
+
+    def __init__(self, uses: str, kinds: tuple[str, ...]) -> None:
+        self._uses = uses
+        self._by_kind = dict.fromkeys(kinds, 0)
+        self._by_bucket = [0] * (len(_SECONDS) + 1)
+        self._sum_s = 0.0
+
+    def count(self, kind: str, duration_s: float) -> None:
+        """Count an answer."""
+        self._by_kind[kind] += 1
+        self._by_bucket[bisect_left(_SECONDS, duration_s)] += 1
+        self._sum_s += duration_s
+
+    def collect(self) -> Iterator[Metric]:
+        """Return what was counted, as Prometheus reads it."""
+        answers = CounterMetricFamily(
+            "anabranch_steps_answers", "Answers appended, by what they say.", labels=["uses", "kind"]
+        )
+        for kind, count in self._by_kind.items():
+            answers.add_metric([self._uses, kind], count)
+        yield answers
+        seconds = HistogramMetricFamily("anabranch_steps_handler_seconds", "How long handlers ran.", labels=["uses"])
+        bounds = (*map(floatToGoString, _SECONDS), "+Inf")
+        buckets = list(zip(bounds, accumulate(self._by_bucket), strict=True))
+        seconds.add_metric([self._uses], buckets, self._sum_s)
+        yield seconds
+
+
 class WorkerMetrics(Facts):
     """The worker's metrics, `anabranch_steps_…`, of one step type."""
 
     def __init__(self, uses: str, registry: CollectorRegistry) -> None:
         metrics = ServiceMetrics("steps", registry)
-        self._uses = uses
-        self._answers = metrics.counter("answers", "Answers appended, by what they say.", ["uses", "kind"])
-        self._seconds = metrics.histogram(
-            "handler_seconds", "How long handlers ran.", ["uses"], buckets=_SECONDS
-        ).labels(uses)
+        self._answers = _Answers(uses, ("AttemptSucceeded", "AttemptFailed", "AttemptCancelled"))
+        registry.register(self._answers)
         self._repeats = metrics.counter("repeats", "Repeated commands that were not run.", ["uses", "why"])
         self._stale = metrics.counter("stale_records", "Records of an older assignment.", ["uses"]).labels(uses)
         self._leased = metrics.counter("leases", "Attempts that outlasted the grace.", ["uses"]).labels(uses)
         self._lapsed = metrics.counter("leases_lapsed", "Leases that could not be renewed.", ["uses"]).labels(uses)
         self._letters = metrics.counter("dead_letters", "Commands that could not be handled.", ["uses"]).labels(uses)
         self._busy = metrics.gauge("busy", "Handlers that are running.", ["uses"]).labels(uses)
-        self._by_kind = {
-            kind: self._answers.labels(uses, kind) for kind in ("AttemptSucceeded", "AttemptFailed", "AttemptCancelled")
-        }
         self._by_why = {why: self._repeats.labels(uses, why) for why in ("in_hand", "lately", "result", "lease")}
 
     def answered(self, kind: str, duration_s: float) -> None:
-        self._by_kind[kind].inc()
-        self._seconds.observe(duration_s)
+        self._answers.count(kind, duration_s)
 
     def repeat_dropped(self, why: str) -> None:
         self._by_why[why].inc()

@@ -6,7 +6,7 @@ lives for the retention after its last write. Cost: a result as it is on the wir
 remembered as acknowledged only) and some 150 bytes, for an hour.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
@@ -19,7 +19,7 @@ from anabranch.shared.runtime.redis import RedisKeys
 _BUCKET_MS: Final = 5 * 60 * 1000
 _RETENTION_S: Final = 3600  # architecture §3: how long a repeated command is recognised
 
-T = TypeVar("T")
+T = TypeVar("T", Asked, Note)
 
 
 class RedisMemory:
@@ -33,15 +33,15 @@ class RedisMemory:
 
     async def recall(self, asked: Sequence[Asked]) -> Sequence[Remembered]:
         """Return what is known of each attempt: one round trip, one command per hash."""
-        by_key = _grouped(asked, self._key)
+        by_bucket = _by_bucket(asked)
         with _wrapped():
             async with self._redis.pipeline(transaction=False) as pipe:
-                for key, some in by_key.items():
-                    pipe.hmget(key, [field for ask in some for field in _fields(ask.attempt_id)])
+                for bucket, some in by_bucket.items():
+                    pipe.hmget(self._key(bucket), [field for ask in some for field in _fields(ask.attempt_id)])
                 answers = await pipe.execute()
         known = {
             ask.attempt_id: _remembered(values[3 * i : 3 * i + 3])
-            for some, values in zip(by_key.values(), answers, strict=True)
+            for some, values in zip(by_bucket.values(), answers, strict=True)
             for i, ask in enumerate(some)
         }
         return [known[ask.attempt_id] for ask in asked]
@@ -51,9 +51,9 @@ class RedisMemory:
         with _wrapped():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for ask in asked:
-                    pipe.hincrby(self._key(ask), f"t:{ask.attempt_id}", 1)
-                for key in _grouped(asked, self._key):
-                    pipe.expire(key, self._retention_s)
+                    pipe.hincrby(self._key(ask.at_ms // _BUCKET_MS), f"t:{ask.attempt_id}", 1)
+                for bucket in _by_bucket(asked):
+                    pipe.expire(self._key(bucket), self._retention_s)
                 answers = await pipe.execute()
         return [int(count) for count in answers[: len(asked)]]
 
@@ -61,13 +61,14 @@ class RedisMemory:
         """Write the notes: one HSET per hash."""
         with _wrapped():
             async with self._redis.pipeline(transaction=False) as pipe:
-                for key, some in _grouped(notes, self._key).items():
-                    pipe.hset(key, mapping=dict(_written(note) for note in some))
+                for bucket, some in _by_bucket(notes).items():
+                    key = self._key(bucket)
+                    pipe.hset(key, items=[item for note in some for item in _written(note)])
                     pipe.expire(key, self._retention_s)
                 await pipe.execute()
 
-    def _key(self, about: Asked | Note) -> str:
-        return self._keys.worker_memory(self._uses, about.at_ms // _BUCKET_MS)
+    def _key(self, bucket: int) -> str:
+        return self._keys.worker_memory(self._uses, bucket)
 
 
 def _fields(attempt_id: str) -> tuple[str, str, str]:
@@ -75,12 +76,9 @@ def _fields(attempt_id: str) -> tuple[str, str, str]:
 
 
 def _written(note: Note) -> tuple[str, bytes]:
-    result, lease, _ = _fields(note.attempt_id)
-    return (
-        (lease, b"%d %b" % (note.leased_until_ms, note.holder.encode()))
-        if note.result is None
-        else (result, note.result)
-    )
+    if note.result is not None:
+        return f"r:{note.attempt_id}", note.result
+    return f"l:{note.attempt_id}", b"%d %b" % (note.leased_until_ms, note.holder.encode())
 
 
 def _remembered(values: Sequence[bytes | None]) -> Remembered:
@@ -89,10 +87,10 @@ def _remembered(values: Sequence[bytes | None]) -> Remembered:
     return Remembered(result, holder.decode(), int(until), int(takes or 0))
 
 
-def _grouped(items: Iterable[T], key_of: Callable[[T], str]) -> dict[str, list[T]]:
-    groups: dict[str, list[T]] = {}
+def _by_bucket(items: Iterable[T]) -> dict[int, list[T]]:
+    groups: dict[int, list[T]] = {}
     for item in items:
-        groups.setdefault(key_of(item), []).append(item)
+        groups.setdefault(item.at_ms // _BUCKET_MS, []).append(item)
     return groups
 
 

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from anabranch.services.steps.context import StepContext
 from anabranch.shared.contracts.messages import StepTypeAnnounced
@@ -31,6 +31,14 @@ class StepType(Generic[In, Out]):
     runs_in: RunsIn
     concurrency: int
     lifespan: Lifespan | None
+
+    def input_of(self) -> Callable[[object], In]:
+        """Return what validates an input: `model_validate` without its options, which cost as much as a small model."""
+        return TypeAdapter(self.input_model).validator.validate_python
+
+    def output_of(self) -> Callable[[object], Out]:
+        """Return what validates an output."""
+        return TypeAdapter(self.output_model).validator.validate_python
 
     def announcement(self) -> StepTypeAnnounced:
         """Return what the gateway checks pipelines against."""

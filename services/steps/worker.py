@@ -78,8 +78,11 @@ class Worker(Generic[In, Out]):
         resource: Any = None,
     ) -> None:
         self._type = step_type
+        self._input_of = step_type.input_of()
+        self._output_of = step_type.output_of()
         self._name = name
         self._topics = topics
+        self._inbox = topics.inbox
         self._source = f"anabranch/steps/{step_type.name}"
         self._commands = commands
         self._control = control
@@ -280,7 +283,7 @@ class Worker(Generic[In, Out]):
     async def _handled(self, attempt: Attempt) -> answers.Answer | None:
         command = attempt.command
         try:
-            parsed = self._type.input_model.model_validate(command.input)
+            parsed = self._input_of(command.input)
         except ValidationError as error:
             return answers.input_invalid(command, error)
         context = self._start(attempt)
@@ -294,7 +297,7 @@ class Worker(Generic[In, Out]):
         """Return the answer of an attempt whose handler returned, also if it was told to stop: it did succeed."""
         duration_ms = self._duration_ms(attempt)
         try:
-            valid = self._type.output_model.model_validate(output)
+            valid = self._output_of(output)
         except ValidationError as error:
             return answers.failed(attempt.command, ErrorType.OUTPUT_INVALID, str(error), duration_ms)
         return answers.succeeded(attempt.command, valid, duration_ms)
@@ -387,7 +390,7 @@ class Worker(Generic[In, Out]):
 
     def _send(self, run_id: str, encoded: Encoded, then: Callable[[], object]) -> None:
         key = run_id.encode()
-        self._sending.append(self._topics.inbox, partition_of(key, self._topics.runs), key, encoded, then)
+        self._sending.append(self._inbox, partition_of(key, self._topics.runs), key, encoded, then)
 
     def _dead_letter(self, record: CommandRecord, partition: PartitionInHand, reason: str) -> None:
         """Put a record that is no command aside; its offset is released when the letter is acknowledged."""

@@ -22,8 +22,8 @@ class Attempt:
     """What is known of it, which offsets wait for its answer, and how to end it."""
 
     __slots__ = (
-        "_offsets", "_task", "began", "command", "context", "ending", "id",
-        "is_alone", "is_over", "is_released", "lease_until", "partition", "record", "started_at", "timer",
+        "_offsets", "_task", "command", "context", "ending", "id", "is_alone", "is_over",
+        "is_released", "lease_until", "must_be_recalled", "partition", "record", "started_at", "timer",
     )  # fmt: skip
 
     def __init__(self, attempt_id: str, command: RunStep, record: CommandRecord, partition: PartitionInHand) -> None:
@@ -32,10 +32,10 @@ class Attempt:
         self.record = record
         self.partition = partition
         self.context: StepContext | None = None
-        self.began = False
         self.started_at: float | None = None  # when the handler was called, on the loop's clock
         self.lease_until: float | None = None  # None: not leased
         self.ending: Ending | None = None
+        self.must_be_recalled = False  # it may have been in other hands
         self.is_alone = False  # under suspicion of taking its worker down
         self.is_over = False  # its handler has ended, or was never started
         self.is_released = False
@@ -43,8 +43,10 @@ class Attempt:
         self._offsets = [(partition, record.offset)]
         self._task: asyncio.Task[None] | None = None
 
-    def runs_as(self, task: "asyncio.Task[None]") -> None:
-        """Name the task that runs it."""
+    def runs_in(self, task: "asyncio.Task[None] | None") -> None:
+        """Note the task that runs it, which has just begun to."""
+        assert task is not None
+        task.set_name(self.id)
         self._task = task
 
     def also_of(self, partition: PartitionInHand, offset: int) -> None:
@@ -67,11 +69,11 @@ class Attempt:
             self._offsets.clear()
 
     def end(self, ending: Ending) -> None:
-        """Cancel its task, once, and say why."""
-        if self.ending is not None or self._task is None or self._task.done():
+        """Say, once, why it ends, and cancel it; one that no task runs yet sees that it need not begin."""
+        if self.ending is not None or self.is_over:
             return
         self.ending = ending
-        if self.began:  # a task that is cancelled before its first step would never run, nor answer
+        if self._task is not None:
             self._task.cancel()
 
     def is_killed(self) -> bool:

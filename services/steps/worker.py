@@ -15,8 +15,10 @@ of `run`, and the process ends; what it had in hand comes again.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Generic
 
@@ -100,6 +102,7 @@ class Worker(Generic[In, Out]):
         self._partitions: dict[int, PartitionInHand] = {}
         self._attempts: dict[str, Attempt] = {}  # by id, until the answer is acknowledged
         self._leases = Leases(self._attempts, settings, lease=self._lease, renew=self._renew, lapse=self._lapse)
+        self._ready: deque[Attempt] = deque()  # taken up in this turn of the loop
         self._busy = 0
         self._facts.watch_busy(lambda: self._busy)
         self._renewals = 0
@@ -245,13 +248,39 @@ class Worker(Generic[In, Out]):
             self._answer(attempt, answers.cancelled(attempt.command, 0))
             return
         self._busy += 1
-        attempt.runs_as(self._tasks.create_task(self._attempt(attempt), name=attempt.id))
+        if self._must_recall(attempt):
+            attempt.must_be_recalled = True
+            self._tasks.create_task(self._attempt(attempt))
+            return
+        if not self._ready:
+            self._tasks.create_task(self._run_ready())
+            self._tasks.create_task(self._run_rest())
+        self._ready.append(attempt)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
+    async def _run_ready(self) -> None:
+        """Run what is ready, one after another in one task: a task of its own costs more than many a handler.
+
+        One that waits holds nobody up, see `_run_rest`. Nothing of an attempt is left to the next: a task that was
+        cancelled, or whose context variables were changed, runs no other.
+        """
+        task, context = asyncio.current_task(), copy_context()
+        assert task is not None
+        while self._ready and not task.cancelling() and _is_current(context):
+            await self._attempt(self._ready.popleft())
+
+    async def _run_rest(self) -> None:
+        """Give what is still ready tasks of their own: `_run_ready` had its turn, and is held up.
+
+        A task too, not a callback: a group that is going down cancels it, and nothing more begins.
+        """
+        while self._ready:
+            self._tasks.create_task(self._attempt(self._ready.popleft()))
+
     async def _attempt(self, attempt: Attempt) -> None:
         """Run one attempt to its answer. Its task is cancelled to end it, for a reason, or because all ends."""
-        attempt.began = True
+        attempt.runs_in(asyncio.current_task())
         try:
             answer = await self._answer_of(attempt)
         except asyncio.CancelledError as error:
@@ -271,7 +300,7 @@ class Worker(Generic[In, Out]):
         """Return what the attempt answers, or None when it was answered for already."""
         if attempt.ending is not None:
             return self._ended(attempt, None)
-        if self._must_recall(attempt):
+        if attempt.must_be_recalled:
             known = await self._notes.recall(Asked(attempt.id, attempt.command.at_ms))
             if self._is_answered_for(attempt, known):
                 return None
@@ -622,3 +651,9 @@ class Worker(Generic[In, Out]):
 
     def _is_cancelled(self, attempt: Attempt) -> bool:
         return attempt.id in self._cancellations
+
+
+def _is_current(context: Context) -> bool:
+    """Whether the context variables are those of `context`: the same objects, since equal ones may be changed later."""
+    now = copy_context()
+    return len(now) == len(context) and all(now.get(variable) is value for variable, value in context.items())

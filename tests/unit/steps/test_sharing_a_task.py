@@ -1,0 +1,130 @@
+"""Short handlers that come together share a task; nothing of one attempt reaches another through it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+
+from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.step_type import StepType, step_type
+
+from .fakes import Echo, FakeResults, Order, World, a_command, a_world, running
+from .virtual import run
+
+Act = Callable[[Order, StepContext], Awaitable[None]]
+STEPS = ("a", "b", "c", "d")
+
+
+def acting(act: Act) -> StepType[Order, Echo]:
+    """A step type whose handler does this and says what it was told."""
+
+    @step_type("echo")
+    async def echo(order: Order, context: StepContext) -> Echo:
+        await act(order, context)
+        return Echo(text=order.text)
+
+    return echo
+
+
+async def served(act: Act, *, sleeps: tuple[str, ...] = ()) -> World:
+    """A world in which one command for each of `STEPS` came, all at once, and was answered."""
+    async with running(a_world(serves=acting(act))) as world:
+        for step in STEPS:
+            world.send(a_command(step, text=step, sleep_s=0.1 if step in sleeps else 0))
+        await asyncio.sleep(0.5)
+    return world
+
+
+def test_handlers_that_return_at_once_share_a_task_which_has_the_name_of_the_attempt_it_runs() -> None:
+    tasks: list[tuple[asyncio.Task[None] | None, str]] = []
+
+    async def act(order: Order, context: StepContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append((task, task.get_name()))
+
+    world = run(served(act))
+    assert len({task for task, _ in tasks}) == 1
+    assert [name.split("/", 1)[1] for _, name in tasks] == [f"{step}/1" for step in STEPS]
+    assert [output["text"] for _, output in world.results.results()] == list(STEPS)
+
+
+def test_a_handler_that_waits_holds_up_none_that_came_with_it() -> None:
+    began: dict[str, float] = {}
+
+    async def act(order: Order, context: StepContext) -> None:
+        began[context.step] = asyncio.get_running_loop().time()
+        await asyncio.sleep(order.sleep_s)
+
+    world = run(served(act, sleeps=STEPS))
+    assert len(set(began.values())) == 1  # on the virtual clock, which moves only when all wait
+    assert len(world.results.results()) == len(STEPS)
+
+
+def test_context_variables_that_a_handler_sets_are_unset_for_the_next() -> None:
+    variable: ContextVar[list[str]] = ContextVar("variable")
+    seen: list[list[str] | None] = []
+
+    async def act(order: Order, context: StepContext) -> None:
+        seen.append(variable.get(None))
+        variable.set([])
+
+    run(served(act))
+    assert seen == [None] * len(STEPS)
+
+
+def test_a_context_variable_of_the_process_is_the_same_for_all() -> None:
+    """Also when a handler set another that is equal: it may be changed later."""
+    variable: ContextVar[list[str]] = ContextVar("variable")
+    mine: list[str] = []
+    seen: list[list[str]] = []
+
+    async def act(order: Order, context: StepContext) -> None:
+        seen.append(variable.get())
+        variable.set([])
+
+    async def main() -> None:
+        variable.set(mine)
+        await served(act)
+
+    run(main())
+    assert [value is mine for value in seen] == [True] * len(STEPS)
+
+
+def test_a_handler_that_cancels_its_own_task_and_returns_cancels_no_other() -> None:
+    async def act(order: Order, context: StepContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if context.step == "b":
+            task.cancel()
+        else:
+            await asyncio.sleep(0)
+
+    world = run(served(act))
+    assert [kind for kind, _ in world.results.results()] == ["AttemptSucceeded"] * len(STEPS)
+
+
+class _Broken(FakeResults):
+    def append(self, *record: object) -> None:
+        raise RuntimeError("the outbox has failed")
+
+
+def test_when_the_worker_goes_down_nothing_more_begins_of_what_came_together() -> None:
+    began: list[str] = []
+
+    async def act(order: Order, context: StepContext) -> None:
+        began.append(context.step)
+
+    async def main() -> BaseException | None:
+        world = a_world(serves=acting(act))
+        world.worker._sending._results = _Broken()
+        task = asyncio.create_task(world.worker.run(world.stopping))
+        await asyncio.sleep(0.6)
+        for step in STEPS:
+            world.send(a_command(step))
+        await asyncio.wait([task])
+        return task.exception()
+
+    error = run(main())
+    assert isinstance(error, BaseExceptionGroup)
+    assert error.subgroup(RuntimeError) is not None
+    assert began == ["a"]

@@ -17,13 +17,16 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from anabranch.services.steps.ports import AssignmentListener, CancelRecord, CommandRecord, CommitRefused
+from anabranch.shared.contracts.limits import MIB
 from anabranch.shared.runtime.kafka import new_consumer
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReader
 
 _READ_POLL_MS: Final = 200
 _CONTROL_BATCH: Final = 1_000
-_MAX_FETCHED: Final = 2_000  # commands that wait to be taken: above it a partition that has more is paused
+# Commands that wait to be taken: above this a partition that has more is paused, below half of it they go on.
+_MAX_FETCHED: Final = 2_000
+_MAX_FETCHED_BYTES: Final = 32 * MIB
 _POLL_S: Final = 0.5  # far below max.poll.interval
 
 Fail = Callable[[BaseException], Awaitable[None]]
@@ -57,7 +60,9 @@ class KafkaCommands:
         self._seeking: asyncio.Task[None] | None = None
         self._next: dict[int, int] = {}  # the offset to serve next, of each partition that is ours
         self._fetched: deque[CommandRecord] = deque()
+        self._fetched_bytes = 0  # of their values
         self._is_full = False
+        self._paused: set[int] = set()
         self._arrived = asyncio.Event()
         self._was_asked = asyncio.Event()
         self.assignment = 0
@@ -86,7 +91,8 @@ class KafkaCommands:
         taken = [fetched.popleft() for _ in range(min(max_records, len(fetched)))]
         for record in taken:
             self._next[record.partition] = record.offset + 1
-        if self._is_full and not fetched:
+            self._fetched_bytes -= len(record.value or b"")
+        if self._is_full and not self._is_above(_MAX_FETCHED // 2, _MAX_FETCHED_BYTES // 2):
             self._is_full = False
             for partition in self._next:
                 self._reader.resume(partition)
@@ -103,16 +109,16 @@ class KafkaCommands:
 
     def pause(self, partitions: Iterable[int]) -> None:
         """Fetch no more of these; what was fetched and not served is fetched again later."""
-        paused = set(partitions)
-        for partition in paused:
+        self._paused.update(partitions)
+        for partition in self._paused:
             self._reader.leave(partition)
-        self._fetched = deque(record for record in self._fetched if record.partition not in paused)
+        self._keep(record for record in self._fetched if record.partition not in self._paused)
 
     def resume(self, partitions: Iterable[int]) -> None:
         """Fetch again."""
-        for partition in partitions:
-            if partition in self._next:
-                self._reader.seek(partition, self._next[partition])
+        for partition in self._paused.intersection(partitions):
+            self._paused.discard(partition)
+            self._seek_to_next(partition)
 
     async def stop(self) -> None:
         """Leave the group."""
@@ -130,7 +136,8 @@ class KafkaCommands:
         for partition in self._next:
             self._reader.leave(partition)
         self._next = {}
-        self._fetched.clear()
+        self._paused.clear()
+        self._keep(())
 
     def assigned(self, partitions: Collection[TopicPartition]) -> int:
         """Begin a new assignment, and return its number. Nothing is served before the offsets are known."""
@@ -142,8 +149,12 @@ class KafkaCommands:
 
     async def _seek(self, partitions: Collection[TopicPartition]) -> None:
         for tp in partitions:
-            self._next[tp.partition] = at = await self._member.position(tp)  # the committed one, or the first there is
-            self._reader.seek(tp.partition, at)
+            self._next[tp.partition] = await self._member.position(tp)  # the committed one, or the first there is
+            self._seek_to_next(tp.partition)
+
+    def _seek_to_next(self, partition: int) -> None:
+        if partition in self._next and partition not in self._paused:
+            self._reader.seek(partition, self._next[partition])
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -152,11 +163,11 @@ class KafkaCommands:
             try:
                 await self._reader.run()
             except OffsetGone as gone:  # as a group's consumer does: from the first record there is
-                tp = TopicPartition(self._topic, gone.partition)
+                tp, assignment = TopicPartition(self._topic, gone.partition), self.assignment
                 begins = await self._member.beginning_offsets([tp])
-                if gone.partition in self._next:
+                if gone.partition in self._next and assignment == self.assignment:
                     self._next[gone.partition] = begins[tp]
-                    self._reader.seek(gone.partition, begins[tp])
+                    self._seek_to_next(gone.partition)
 
     async def _keep_polling(self) -> None:
         """Tell the group that we are alive, as long as we are asked for commands."""
@@ -171,10 +182,18 @@ class KafkaCommands:
         self._fetched += [
             CommandRecord(partition, r.offset, r.timestamp_ms, r.key, r.value, assignment) for r in records
         ]
+        self._fetched_bytes += sum(len(r.value or b"") for r in records)
         self._arrived.set()
-        if len(self._fetched) > _MAX_FETCHED:
+        if self._is_above(_MAX_FETCHED, _MAX_FETCHED_BYTES):
             self._is_full = True
             self._reader.pause(partition)
+
+    def _is_above(self, count: int, size: int) -> bool:
+        return len(self._fetched) > count or self._fetched_bytes > size
+
+    def _keep(self, records: Iterable[CommandRecord]) -> None:
+        self._fetched = deque(records)
+        self._fetched_bytes = sum(len(record.value or b"") for record in self._fetched)
 
     async def _until_arrived(self, wait_s: float) -> None:
         self._arrived.clear()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -321,6 +321,7 @@ class Member:
         self.assignments: list[set[int]] = []  # number n is at n - 1
         self.taken: list[CommandRecord] = []
         self.failures: list[BaseException] = []
+        self.when_assigned: Callable[[], object] = lambda: None
 
     async def _fail(self, error: BaseException) -> None:
         self.failures.append(error)
@@ -328,6 +329,7 @@ class Member:
     def on_assigned(self, partitions: Iterable[int], assignment: int, at_ms: int) -> None:
         self.assignments.append(set(partitions))
         assert assignment == len(self.assignments)
+        self.when_assigned()
 
     async def on_revoked(self, partitions: Iterable[int]) -> None:
         await self.commit()
@@ -417,7 +419,48 @@ async def test_commands_of_a_paused_partition_are_kept_back_and_come_when_it_is_
             assert member.offsets(0) == [*range(before + 43)]
 
 
-async def test_full_buffer_is_filled_no_further_and_what_waits_comes_when_it_is_empty(
+async def test_resuming_what_is_not_paused_changes_nothing(settings: StepServiceSettings) -> None:
+    async with a_member(settings) as member:
+        await append(settings, {0: 20})
+        await member.take(5, 10)
+        member.commands.resume([0])
+        await append(settings, {0: 1})
+        await member.take_until(lambda taken: taken and taken[-1].offset == 20)
+        assert member.offsets(0) == [*range(21)]
+
+
+async def test_pause_before_the_offsets_are_known_holds(settings: StepServiceSettings) -> None:
+    member = Member(settings)
+    member.when_assigned = lambda: member.commands.pause(ALL)
+    await append(settings, dict.fromkeys(ALL, 20))
+    await member.commands.start(member)
+    await until(lambda: member.commands.is_member)
+    assert member.commands._seeking is not None
+    await member.commands._seeking
+    assert member.commands._reader._positions == {}
+    member.commands.resume(ALL)
+    await member.take_until(lambda taken: len(taken) == 80)
+    assert [member.offsets(partition) for partition in ALL] == [[*range(20)]] * 4
+    await member.commands.stop()
+    assert member.failures == []
+
+
+async def test_commands_that_are_large_fill_the_buffer_by_their_bytes(
+    settings: StepServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_ports, "_MAX_FETCHED_BYTES", 40)  # values of one and of two digits
+    async with a_member(settings) as member:
+        await append(settings, {0: 30})
+        await until(lambda: len(member.commands._fetched) == 30)
+        await append(settings, {0: 5})
+        await append(settings, {1: 1})
+        await until(lambda: member.commands._fetched[-1].partition == 1)
+        assert len(member.commands._fetched) == 31
+        await member.take_until(lambda taken: len(taken) == 36, max_records=7)
+        assert member.offsets(0) == [*range(35)]
+
+
+async def test_full_buffer_is_filled_no_further_and_what_waits_comes_when_it_is_half_empty(
     settings: StepServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka_ports, "_MAX_FETCHED", 50)

@@ -87,6 +87,7 @@ class TopicReader:
         self._positions: dict[int, int] = {}  # of the partitions that are read: the offset to read next
         self._paused: dict[int, int] = {}  # of those that are not now: likewise
         self._leaders: dict[int, int] = {}  # by partition: the broker to ask
+        self._failing: set[int] = set()  # brokers whose last poll failed
         self._changed = asyncio.Event()  # positions or leaders
         self._is_misled = asyncio.Event()  # a leader is another by now, or cannot be asked
         self._client: AIOKafkaClient = new_client(settings)
@@ -189,10 +190,15 @@ class TopicReader:
             self._log.info("the broker does not know the session", node=node, error=str(lost))
             return False
         except KafkaError as error:
-            self._log.warning("a poll failed", node=node, error=repr(error))
+            if node not in self._failing:  # it is asked ten times a second
+                self._failing.add(node)
+                self._log.warning("a broker cannot be polled", node=node, error=repr(error))
             session.forget()
             self._is_misled.set()
             return False
+        if node in self._failing:
+            self._failing.discard(node)
+            self._log.info("the broker is polled again", node=node)
         return self._take(response, session)
 
     def _take(self, response: Any, session: "FetchSession") -> bool:

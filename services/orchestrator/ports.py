@@ -89,7 +89,10 @@ class PartitionLog(Protocol):
         """Start the partition's transactional producer: from here on its predecessor is fenced. Raises `Fenced`."""
 
     async def read_changelog(self) -> Mapping[bytes, bytes]:
-        """Return the live records of the changelog, committed ones only, to its end. Raises `RestoreFailed`."""
+        """Return the live records of the changelog, committed ones only, to its end. Raises `RestoreFailed`.
+
+        Starting the producer has ended every transaction of before; one that was committed since may not be in it yet.
+        """
 
     async def seek(self, offset: int | None) -> None:
         """Take from this offset on, or from the first record there ever was."""

@@ -104,6 +104,7 @@ class LogContract:
         with pytest.raises(Fenced):
             await zombie.checkpoint([(b"a", b"of the zombie")])
         await successor.checkpoint([(b"b", b"2")])
+        await successor.start_producer()
         assert await successor.read_changelog() == {b"a": b"1", b"b": b"2"}
         await zombie.close()
         await successor.close()
@@ -116,6 +117,7 @@ class LogContract:
         assert await log.read_changelog() == {b"a": b"1"}
         await log.seek(0)
         await log.checkpoint([(b"a", b"2")])
+        await log.start_producer()
         assert await log.read_changelog() == {b"a": b"2"}
         await log.close()
 
@@ -124,6 +126,7 @@ class LogContract:
         log = await opened(bench)
         await log.checkpoint([(b"a", b"1")])
         await log.checkpoint([])
+        await log.start_producer()
         assert await log.read_changelog() == {b"a": b"1"}
         await log.close()
 

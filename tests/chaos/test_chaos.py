@@ -26,10 +26,13 @@ LONG: list[tuple[Scenario, int]] = [
 
 
 @pytest.mark.parametrize(("scenario", "times"), LONG, ids=[scenario.__name__ for scenario, _ in LONG])
-async def test_every_accepted_run_ends_right(scenario: Scenario, times: int, tmp_path: Path) -> None:
+async def test_every_accepted_run_ends_right(
+    scenario: Scenario, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whatever is killed in between, every accepted run ends, once and right."""
     figures = await fight(tmp_path, lambda battle: scenario(battle, times))  # type: ignore[call-arg]
-    print(f"\n{scenario.__name__} x {times}: {figures}")
+    with capsys.disabled():
+        print(f"\n{scenario.__name__} x {times}: {figures}")
     assert figures.faults == []
     if scenario is kill_orchestrators:
         assert figures.reruns == 0, "worker membership was unchanged: no handler may run again"

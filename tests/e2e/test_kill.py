@@ -5,6 +5,8 @@ The long version is `make chaos`.
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.scenarios import (
     battle,
     figures_of,
@@ -18,7 +20,9 @@ from tests.chaos.scenarios import (
 )
 
 
-async def test_every_accepted_run_ends_right_whatever_is_killed(tmp_path: Path) -> None:
+async def test_every_accepted_run_ends_right_whatever_is_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Orchestrators, workers, both, the broker, a paused orchestrator: every run ends, once and right."""
     async with battle(tmp_path) as field:
         await pause_orchestrator(field, 1)
@@ -30,5 +34,6 @@ async def test_every_accepted_run_ends_right_whatever_is_killed(tmp_path: Path) 
         await kill_both(field, 1)
         await kill_broker(field, 1)
         figures = await figures_of(field)
-    print(f"\n{figures}")
+    with capsys.disabled():
+        print(f"\n{figures}")
     assert figures.faults == []

@@ -90,7 +90,7 @@ class LocalServer(ABC):
             raise ServerFailedError(
                 f"{self.name} did not answer on {self.address} within {timeout_s:g} s\n{self.last_words()}"
             ) from None
-        except BaseException:
+        except BaseException:  # a cancelled start, too, leaves no process behind
             await self.kill()
             raise
 

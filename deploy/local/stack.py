@@ -130,7 +130,7 @@ class LocalStack:
             await all_of([self._start_configured])
             await self.until_ready()
             self._is_ready = True
-        except BaseException:
+        except BaseException:  # a cancelled start, too, leaves no process behind
             await self.stop()
             raise
 

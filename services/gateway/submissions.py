@@ -132,7 +132,7 @@ class _Turn:
         self._reader._in_line += 1
         try:
             await self._reading.acquire()
-        except BaseException:
+        except BaseException:  # a client that went away while it waited gives its place back
             self._reader._in_line -= 1
             raise
 

@@ -1,6 +1,7 @@
 """The processes: wired as `__main__` wires them, on the ports of one host."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ WORKER = WorkerSettings(
 )  # fmt: skip
 
 
-class Process:
+class Process(ABC):
     """One process: its host, and when it is told to stop."""
 
     def __init__(self, host: Host, broker: Broker) -> None:
@@ -64,9 +65,9 @@ class Process:
         self.host.is_done = self.why is None
         self.broker.loop.later(0, self.host.kill)
 
+    @abstractmethod
     async def main(self) -> None:
         """What `__main__` does."""
-        raise NotImplementedError
 
 
 class Metrics:

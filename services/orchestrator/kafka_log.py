@@ -29,12 +29,15 @@ from anabranch.services.orchestrator.ports import (
     TakeFailed,
 )
 from anabranch.services.orchestrator.settings import OrchestratorSettings
+from anabranch.shared.contracts.limits import MIB
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.topics import TopicNames
 from anabranch.shared.runtime.kafka import AppendFailed, Outbox, new_consumer, new_producer
 from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReader
 
-_MAX_BUFFERED: Final = 5_000  # records of one partition that wait to be taken; above it the partition is paused
+# Records of one partition that wait to be taken: above this it is paused.
+_MAX_BUFFERED: Final = 5_000
+_MAX_BUFFERED_BYTES: Final = 16 * MIB
 _TAKE_AT_MOST: Final = 500  # records of one turn: timers and checkpoints get theirs
 _RESTORE_POLL_MS: Final = 200
 _CLOSE_TIMEOUT_S: Final = 5.0
@@ -108,6 +111,7 @@ class KafkaPartitionLog:
         self._outbox = outbox
         self._producer: AIOKafkaProducer | None = None
         self._buffer: list[InboxRecord] = []
+        self._buffered_bytes = 0  # of their values
         self._arrived = asyncio.Event()
         self._broken: LogError | None = None
         self._command_topics: dict[str, str] = {}  # by step type
@@ -133,7 +137,7 @@ class KafkaPartitionLog:
         """Fence the predecessor: its transactional id is this partition's, and the newest producer wins."""
         await self._stop_producer()
         self._reader.unwatch(self)
-        self._buffer = []
+        self._buffer, self._buffered_bytes = [], 0
         transactional_id = f"{self._settings.group}-{self._partition}"
         producer: AIOKafkaProducer = new_producer(self._settings, transactional_id=transactional_id)
         try:
@@ -175,12 +179,13 @@ class KafkaPartitionLog:
     @property
     def is_full(self) -> bool:
         """Whether more records wait than should."""
-        return len(self._buffer) > _MAX_BUFFERED
+        return len(self._buffer) > _MAX_BUFFERED or self._buffered_bytes > _MAX_BUFFERED_BYTES
 
     def deliver(self, records: Sequence[Record]) -> None:
         """Take records from the reader."""
         assignment = self._assignment
         self._buffer += [InboxRecord(*record, assignment) for record in records]
+        self._buffered_bytes += _size_of(records)
         self._arrived.set()
 
     def break_off(self, error: LogError) -> None:
@@ -197,6 +202,7 @@ class KafkaPartitionLog:
             raise self._broken
         was_full = self.is_full
         taken, self._buffer = self._buffer[:_TAKE_AT_MOST], self._buffer[_TAKE_AT_MOST:]
+        self._buffered_bytes -= _size_of(taken)
         if self._buffer:
             self._arrived.set()
         if was_full and not self.is_full:
@@ -277,6 +283,10 @@ class KafkaPartitionLog:
                 await producer.stop()
         except (KafkaError, TimeoutError):  # nothing of it is wanted any more; the next producer fences it
             return
+
+
+def _size_of(records: Sequence[Record] | Sequence[InboxRecord]) -> int:
+    return sum(len(record.value or b"") for record in records)
 
 
 def _batches(changes: Sequence[Change]) -> Iterator[BatchBuilder]:

@@ -134,6 +134,27 @@ class TestKafkaLog(LogContract):
             assert [(r.offset, r.value) for r in records] == [*enumerate(values, 130 * turn)]
         await asyncio.gather(full.close(), other.close())
 
+    async def test_a_log_is_full_of_few_records_that_are_large(
+        self, bench: KafkaBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its memory is bounded whatever the records weigh, and it empties again."""
+        monkeypatch.setattr(kafka_log, "_MAX_BUFFERED_BYTES", 1000)
+        monkeypatch.setattr(kafka_log, "_TAKE_AT_MOST", 2)
+        log, other = bench.log(0, 1), bench.log(1, 1)
+        for each in (log, other):
+            await each.seek(None)
+        await bench.arrive_at_once(0, [b"x" * 300] * 4)
+        await bench.arrive_at_once(1, [b"1"])  # an answer with this one would hold those before it, too
+        await taken(other, 1)
+        assert log.is_full
+        await bench.arrive_at_once(0, [b"y"])
+        await bench.arrive_at_once(1, [b"2"])
+        await taken(other, 1)
+        assert len(log._buffer) == 4
+        assert [record.offset for record in await taken(log, 5)] == [*range(5)]
+        assert not log.is_full
+        await asyncio.gather(log.close(), other.close())
+
     async def test_a_full_log_that_seeks_is_read_from_there(
         self, bench: KafkaBench, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -1,8 +1,30 @@
-"""Imports Hypothesis before the first test.
+"""What has to hold before the first test.
 
-Its plugin would import it after the last one, for its summary. By then CPython 3.11's parser may have lost count of its
-recursion (`SystemError: AST constructor recursion depth mismatch`, cpython#106905), and pytest ends with a traceback
-although every test has passed.
+Hypothesis is imported: its plugin would import it after the last test, for its summary. By then CPython 3.11's parser
+may have lost count of its recursion (`SystemError: AST constructor recursion depth mismatch`, cpython#106905), and
+pytest ends with a traceback although every test has passed.
+
+SIGINT is not ignored: a shell ignores it for a job in the background, as CI may start one, and every process the tests
+start would inherit that and never hear of its Ctrl-C.
 """
 
+import signal
+from pathlib import Path
+from typing import Final
+
 import hypothesis  # noqa: F401
+import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_DEADLINE_S: Final = {"chaos": 900, "e2e": 600, "integration": 300, "simulation": 600}
+"""Seconds for each test of a folder, where pyproject's 120 do not do: they start Kafka, or take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test of these folders its deadline, unless it has one of its own."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in _DEADLINE_S and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_DEADLINE_S[folder]))

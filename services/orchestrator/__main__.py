@@ -3,6 +3,7 @@
 import asyncio
 from typing import NoReturn
 
+from anabranch.services.orchestrator.command_topics import CommandTopics
 from anabranch.services.orchestrator.kafka_log import InboxReader, KafkaPartitionLog
 from anabranch.services.orchestrator.membership import Membership
 from anabranch.services.orchestrator.metrics import OrchestratorMetrics
@@ -11,6 +12,7 @@ from anabranch.services.orchestrator.partition_task import PartitionTask
 from anabranch.services.orchestrator.settings import OrchestratorSettings
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, RUN_EVENTS, STATE
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, wait_for_kafka
+from anabranch.shared.runtime.lanes import Lanes
 from anabranch.shared.runtime.service import Deadline, Service, run_service
 
 _OWNED_TOPICS = (INBOX, STATE, RUN_EVENTS, CONTROL, DEAD_LETTERS)
@@ -27,18 +29,21 @@ async def main(service: Service[OrchestratorSettings]) -> None:
     outbox, reader = Outbox(settings), InboxReader(settings)
     await outbox.start()
     await reader.start()
+    command_topics = CommandTopics(settings.topics, metrics, logger, gone=lambda uses: _resend(owner, uses))
+    lanes = Lanes(settings, command_topics)
+    await lanes.start()
     background: set[asyncio.Task[None]] = set()
 
     def fail(error: BaseException) -> None:
         task = asyncio.create_task(service.fail(error), name="fail")
         background.add(task)
 
-    def on_outbox_failed(failed: "asyncio.Future[NoReturn]") -> None:
+    def on_failed(failed: "asyncio.Future[NoReturn]") -> None:
         if not failed.cancelled() and (error := failed.exception()) is not None:
             fail(error)
 
     def new_task(partition: int, assignment: int) -> PartitionTask:
-        log = KafkaPartitionLog(partition, assignment, settings=settings, reader=reader, outbox=outbox)
+        log = KafkaPartitionLog(partition, assignment, settings=settings, reader=reader, outbox=outbox, lanes=lanes)
         return PartitionTask(log, settings.topics.inbox, metrics, logger, settings.pace)
 
     def rejoin() -> None:
@@ -53,7 +58,8 @@ async def main(service: Service[OrchestratorSettings]) -> None:
         fail=fail,
         logger=logger,
     )
-    outbox.failed.add_done_callback(on_outbox_failed)
+    outbox.failed.add_done_callback(on_failed)
+    lanes.failed.add_done_callback(on_failed)
     service.ready_when("membership", lambda: membership.is_member or "waiting for the group's first assignment")
     service.ready_when("partitions", lambda: _restored(owner))
     running = [
@@ -64,9 +70,15 @@ async def main(service: Service[OrchestratorSettings]) -> None:
     await owner.stop()
     await membership.stop()
     await _cancel(running)
-    outbox.failed.remove_done_callback(on_outbox_failed)  # from here on `stop` itself raises what is lost
+    await lanes.stop()
+    outbox.failed.remove_done_callback(on_failed)  # from here on `stop` itself raises what is lost
     await outbox.stop(service.deadline)
     await reader.stop()
+
+
+def _resend(owner: PartitionOwner, uses: str) -> None:
+    for task in owner.tasks.values():
+        task.commands_gone(uses)
 
 
 async def _stay(membership: Membership) -> None:

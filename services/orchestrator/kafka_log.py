@@ -1,11 +1,15 @@
 """The log on Kafka: a reader of the inbox without a group, a changelog per partition, one outbox per process.
 
+Commands go to topics of others: those are `Lanes` beside the outbox, and what they refuse comes back in the inbox.
+
 A group member (`membership.py`) only tells who owns what. The reader is pointed at each partition's own offset, so no
 position of the group's ever decides what is read.
 """
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -28,11 +32,13 @@ from anabranch.services.orchestrator.ports import (
     RestoreFailed,
     TakeFailed,
 )
+from anabranch.services.orchestrator.refusals import refusal_of
 from anabranch.services.orchestrator.settings import OrchestratorSettings
 from anabranch.shared.contracts.limits import MIB
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.topics import TopicNames
 from anabranch.shared.runtime.kafka import AppendFailed, Outbox, new_consumer, new_producer
+from anabranch.shared.runtime.lanes import Lanes, Refusal
 from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReader
 
 # Records of one partition that wait to be taken: above this it is paused.
@@ -41,6 +47,7 @@ _MAX_BUFFERED_BYTES: Final = 16 * MIB
 _TAKE_AT_MOST: Final = 500  # records of one turn: timers and checkpoints get theirs
 _RESTORE_POLL_MS: Final = 200
 _CLOSE_TIMEOUT_S: Final = 5.0
+_TOPIC_NAMES_KEPT: Final = 1_000
 _BATCH_BYTES: Final = 256 * 1024  # of a checkpoint: one request, or a few; a first record may be larger
 
 
@@ -101,7 +108,14 @@ class KafkaPartitionLog:
     """`PartitionLog` on Kafka, for one partition under one assignment."""
 
     def __init__(
-        self, partition: int, assignment: int, *, settings: OrchestratorSettings, reader: InboxReader, outbox: Outbox
+        self,
+        partition: int,
+        assignment: int,
+        *,
+        settings: OrchestratorSettings,
+        reader: InboxReader,
+        outbox: Outbox,
+        lanes: Lanes,
     ) -> None:
         self._partition = partition
         self._assignment = assignment
@@ -109,6 +123,7 @@ class KafkaPartitionLog:
         self._topics: TopicNames = settings.topics
         self._reader = reader
         self._outbox = outbox
+        self._lanes = lanes
         self._producer: AIOKafkaProducer | None = None
         self._buffer: list[InboxRecord] = []
         self._buffered_bytes = 0  # of their values
@@ -223,36 +238,51 @@ class KafkaPartitionLog:
     # --- append ---------------------------------------------------------------------------------------------------
 
     def append(self, output: Append) -> None:
-        """Append without waiting."""
+        """Append without waiting; a command that its topic does not take comes back in the inbox."""
         key = output.key.encode()
-        topic, partition = self._addresses.get(output.channel) or self._address_by_key(output, key)
+        if output.channel is Channel.COMMANDS:
+            topic = self._command_topic(output.step_type)
+            self._lanes.append(topic, key, output.value, output.headers, partial(self._refused, output))
+            return
+        topic, partition = self._addresses.get(output.channel) or self._dead_letters(key)
         try:
             self._outbox.append(topic, partition, key, output.value, output.headers)
         except AppendFailed as error:
             raise AppendLost(str(error)) from error
 
-    def _address_by_key(self, output: Append, key: bytes) -> tuple[str, int]:
-        if output.channel is Channel.DEAD_LETTERS:
-            return self._topics.dead_letters, partition_of(key, self._topics.runs)
-        topic = self._command_topics.get(output.step_type)
+    def _dead_letters(self, key: bytes) -> tuple[str, int]:
+        return self._topics.dead_letters, partition_of(key, self._topics.runs)
+
+    def _command_topic(self, step_type: str) -> str:
+        topic = self._command_topics.get(step_type)
         if topic is None:
-            topic = self._command_topics[output.step_type] = self._topics.steps(output.step_type)
-        return topic, partition_of(key, self._topics.steps_partitions)
+            if len(self._command_topics) >= _TOPIC_NAMES_KEPT:
+                self._command_topics.clear()
+            topic = self._command_topics[step_type] = self._topics.steps(step_type)
+        return topic
+
+    def _refused(self, command: Append, why: Refusal) -> None:
+        with suppress(AppendLost):  # the outbox has failed: it says so itself, and whoever waits for it learns it
+            self.append(refusal_of(command, why.reason, too_large=why.too_large))
 
     def acknowledged(self) -> "asyncio.Future[None]":
         """Return a future that is done when everything appended so far is acknowledged."""
-        return asyncio.ensure_future(self._acknowledged(self._outbox.acknowledged()))
+        return asyncio.ensure_future(self._acknowledged(self._outbox.acknowledged(), self._lanes.acknowledged()))
 
-    async def _acknowledged(self, outbox: "asyncio.Future[None]") -> None:
+    async def _acknowledged(self, outbox: "asyncio.Future[None]", lanes: "asyncio.Future[None]") -> None:
+        refusals = self._lanes.refusals
         try:
             await outbox
+            await lanes
+            if self._lanes.refusals != refusals:  # of a command that was refused, the refusal is waited for
+                await self._outbox.acknowledged()
         except AppendFailed as error:
             raise AppendLost(str(error)) from error
 
     @property
     def unacknowledged(self) -> int:
         """How many records of the process are appended and not yet acknowledged."""
-        return self._outbox.unacknowledged
+        return self._outbox.unacknowledged + self._lanes.unacknowledged
 
     # --- checkpoint -----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter
 
 from anabranch.services.orchestrator.core.transitions import Ignore
+from anabranch.shared.contracts.limits import MAX_STEP_TYPES
 from anabranch.shared.runtime.metrics import ServiceMetrics
 
 
@@ -27,6 +28,29 @@ class OrchestratorMetrics(ServiceMetrics):
         self._restored = self.counter("restored_records", "Live changelog records read at restores")
         self._checkpoint_s = self.histogram("checkpoint_seconds", "From fixing an offset to its committed transaction")
         self._checkpointed = self.counter("checkpointed_records", "Changelog records written")
+
+        self._refused = self.counter(
+            "refused_commands", "Commands that their topic did not take: held back, sent again later", ("uses",)
+        )
+        self._unwritable = self.gauge(
+            "unwritable_command_topic", "1 while a step type's command topic cannot be written", ("uses",)
+        )
+        self._uses: set[str] = set()
+
+    def command_refused(self, uses: str) -> None:
+        """A step type's topic did not take a command."""
+        self._refused.labels(self._named(uses)).inc()
+
+    def topic_unwritable(self, uses: str, *, is_so: bool) -> None:
+        """A step type's topic takes no commands, or takes them again."""
+        self._unwritable.labels(self._named(uses)).set(is_so)
+
+    def _named(self, uses: str) -> str:
+        """Return the type as a label: the gateway admits only announced ones, but whoever writes the inbox may not."""
+        if uses not in self._uses and len(self._uses) >= MAX_STEP_TYPES:
+            return "other"
+        self._uses.add(uses)
+        return uses
 
     def decided(self, message_type: str, ignored: Ignore | None) -> None:
         """A message was decided, or ignored for a reason."""

@@ -25,6 +25,7 @@ from anabranch.services.orchestrator.core.partition import Partition, to_runs
 from anabranch.services.orchestrator.core.turn import SOURCE
 from anabranch.services.orchestrator.metrics import OrchestratorMetrics
 from anabranch.services.orchestrator.ports import ON_ERROR, Answer, InboxRecord, LogError, PartitionLog
+from anabranch.services.orchestrator.refusals import refusals_of_lost
 from anabranch.services.orchestrator.timers import Due, Timers
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Undecodable, decode, encode
@@ -62,6 +63,7 @@ class PartitionTask:
         self._logger = logger.bind(partition=log.partition, assignment=log.assignment)
         self._pace = pace
         self._stopping = False
+        self._gone: list[str] = []  # step types whose commands were lost with their topic
         self._forget()
 
     def _forget(self) -> None:
@@ -96,6 +98,11 @@ class PartitionTask:
     def stop(self) -> None:
         """Take no more; `run` drains, checkpoints and returns."""
         self._stopping = True
+        self._log.interrupt()
+
+    def commands_gone(self, step_type: str) -> None:
+        """The type's topic is gone, and with it every command that nobody had taken: they are sent again."""
+        self._gone.append(step_type)
         self._log.interrupt()
 
     async def run(self) -> None:
@@ -134,6 +141,7 @@ class PartitionTask:
             records = await self._take()
             await self._decide_all(records)
             self._fire_due_timers()
+            await self._refuse_gone()
             self._checkpoint_if_due()
             await self._hold_back()
         await self._finish()
@@ -259,6 +267,16 @@ class PartitionTask:
             trace_id=trace_id_of_run(due.run_id),
         )
         self._log.append(Append(Channel.INBOX, due.run_id, record.value, record.headers))
+
+    async def _refuse_gone(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._gone:
+            uses, yielded = self._gone.pop(), loop.time()
+            for refusal in refusals_of_lost(self._partition, uses, "its topic was deleted, and the commands in it"):
+                self._log.append(refusal)
+                if loop.time() - yielded > _YIELD_AFTER_S:
+                    await asyncio.sleep(0)
+                    yielded = loop.time()
 
     def _dead_letter(self, record: InboxRecord, error_type: str, reason: str, words: str | None) -> None:
         origin = Origin(

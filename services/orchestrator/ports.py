@@ -107,10 +107,16 @@ class PartitionLog(Protocol):
         """Make the `take` under way, or the next, return at once."""
 
     def append(self, output: Append) -> None:
-        """Append without waiting; the order within a topic's partition is the order of calls. Raises `AppendLost`."""
+        """Append without waiting; the order within a topic's partition is the order of calls. Raises `AppendLost`.
+
+        A command that its topic does not take comes back in the inbox, as `CommandRefused`; it harms no other record.
+        """
 
     def acknowledged(self) -> "asyncio.Future[None]":
-        """Return a future that is done when everything appended so far is acknowledged, or fails with `AppendLost`."""
+        """Return a future that is done when everything appended so far is acknowledged, or fails with `AppendLost`.
+
+        Of a command that was refused, its refusal is.
+        """
 
     @property
     def unacknowledged(self) -> int:

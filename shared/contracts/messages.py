@@ -145,6 +145,21 @@ class LeaseRenewed(Message):
     progress: Any = None
 
 
+class CommandRefused(Message):
+    """This sending of an attempt's command could not be written to its topic, and why; `too_large`: it never can be.
+
+    It may be wrong: a command whose acknowledgement was lost is in its topic all the same.
+    """
+
+    type: Literal["CommandRefused"] = "CommandRefused"
+    run_id: str
+    step: str
+    attempt: int
+    sending: int = 0  # of the command, as it says
+    reason: str
+    too_large: bool = False
+
+
 class TimerFired(Message):
     """A timer of the run is due. It means something only if it is still current when it is read back."""
 
@@ -169,6 +184,7 @@ RunMessage = (
     | AttemptFailed
     | AttemptCancelled
     | LeaseRenewed
+    | CommandRefused
     | TimerFired
     | ContinueRun
 )
@@ -182,6 +198,7 @@ InboxMessage = Annotated[
     | AttemptFailed
     | AttemptCancelled
     | LeasesRenewed
+    | CommandRefused
     | TimerFired
     | ContinueRun,
     Field(discriminator="type"),
@@ -203,6 +220,7 @@ class RunStep(Message):
     timeout_s: float
     at_ms: int
     trace_id: str = ""
+    sending: int | None = None  # from 1: the command was refused so often before, and is sent again
 
 
 class CancelStep(Message):
@@ -264,6 +282,7 @@ class StepChanged(RunEvent):
     type: Literal[
         "StepStarted",
         "StepProgressed",
+        "StepHeldBack",
         "StepRetrying",
         "StepSucceeded",
         "StepFailed",

@@ -18,6 +18,7 @@ from anabranch.services.orchestrator.ports import TakeFailed
 from anabranch.services.orchestrator.settings import OrchestratorSettings
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, RUN_EVENTS, STATE, STEPS
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, new_producer
+from anabranch.shared.runtime.lanes import Lanes
 from tests.contract.log_contract import LogContract, TypedRecord, taken
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -39,11 +40,13 @@ class KafkaBench:
         self._settings = settings
         self._reader = InboxReader(settings)
         self._outbox = Outbox(settings)
+        self._lanes = Lanes(settings)
 
     async def start(self) -> None:
         topics = [(topic, topic.name(self._settings.topic_prefix)) for topic in _TOPICS]
         await ensure_topics(self._settings, [*topics, (STEPS, self.topics.steps("work"))])
         await self._outbox.start()
+        await self._lanes.start()
         await self._reader.start()
         self._reading = asyncio.create_task(self._reader.run(), name="reader")
 
@@ -51,11 +54,12 @@ class KafkaBench:
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         await self._reader.stop()
+        await self._lanes.stop()
         await asyncio.gather(self._outbox.stop(), return_exceptions=True)  # one that has failed says so again
 
     def log(self, partition: int, assignment: int) -> KafkaPartitionLog:
         return KafkaPartitionLog(
-            partition, assignment, settings=self._settings, reader=self._reader, outbox=self._outbox
+            partition, assignment, settings=self._settings, reader=self._reader, outbox=self._outbox, lanes=self._lanes
         )
 
     async def arrive(self, partition: int, value: bytes) -> None:

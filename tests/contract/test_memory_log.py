@@ -12,7 +12,7 @@ from anabranch.services.orchestrator.core.changelog import Change
 from anabranch.services.orchestrator.ports import PartitionLog
 from anabranch.shared.contracts.topics import TopicNames
 from tests.contract.log_contract import LogContract, TypedRecord
-from tests.simulation.broker import Broker, Producer
+from tests.simulation.broker import Broker, Lanes, Producer
 from tests.simulation.partition_log import MemoryLog, Reader
 from tests.simulation.virtual import VirtualLoop
 from tests.simulation.weather import Weather
@@ -45,10 +45,13 @@ class MemoryBench:
     def __init__(self) -> None:
         self._broker = Broker(cast(VirtualLoop, _RealTime()), Weather(Random(0)), self.topics)
         self._producer = Producer(self._broker, None, lambda _: None)
+        self._lanes = Lanes(self._broker, None)
         self._reader = Reader()
 
     def log(self, partition: int, assignment: int) -> PartitionLog:
-        return MemoryLog(partition, assignment, broker=self._broker, producer=self._producer, reader=self._reader)
+        return MemoryLog(
+            partition, assignment, broker=self._broker, producer=self._producer, lanes=self._lanes, reader=self._reader
+        )
 
     async def arrive(self, partition: int, value: bytes) -> None:
         self._broker.append(self.topics.inbox, partition, b"key", value, (("h", b"1"),))

@@ -14,6 +14,7 @@ from anabranch.services.orchestrator.settings import OrchestratorSettings
 from anabranch.shared.contracts.limits import MIB
 from anabranch.shared.contracts.topics import INBOX, STATE
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics
+from anabranch.shared.runtime.lanes import Lanes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -45,7 +46,9 @@ async def reader(settings: OrchestratorSettings) -> AsyncIterator[InboxReader]:
 
 
 def a_log(settings: OrchestratorSettings, reader: InboxReader, assignment: int = 1) -> KafkaPartitionLog:
-    return KafkaPartitionLog(0, assignment, settings=settings, reader=reader, outbox=Outbox(settings))
+    return KafkaPartitionLog(
+        0, assignment, settings=settings, reader=reader, outbox=Outbox(settings), lanes=Lanes(settings)
+    )
 
 
 async def test_checkpoint_of_many_batches_is_read_back_whole(

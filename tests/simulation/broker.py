@@ -153,6 +153,7 @@ class Broker:
         self.skew_ms = 0
         self.changelogs = [Changelog() for _ in range(topics.runs)]
         self.on_append: Callable[[str, int, Record], None] = lambda *_: None
+        self.unwritable: dict[str, float] = {}  # topics that refuse every record, until when
         self.leaderless: dict[tuple[str, int], float] = {}  # partitions that take no appends, until when
         self._logs: dict[tuple[str, int], Log] = {}
 
@@ -328,6 +329,55 @@ class Producer:
                 waiter.set_exception(self.failure)
                 waiter.exception()  # it counts as seen: `on_failure` is told, not everybody awaits their future
         self._on_failure(self.failure)
+
+
+class Lanes(Producer):
+    """Appends commands: a batch that is not accepted is refused, and nothing else suffers (`shared/runtime/lanes.py`).
+
+    A refusal may be wrong: the batch is in its topic, and only the answer was lost.
+    """
+
+    def __init__(self, broker: Broker, host: Host | None) -> None:
+        super().__init__(broker, host, _nothing)
+        self._refused: dict[int, Callable[[str], None]] = {}
+        self.refusals = 0
+
+    def append_or_refuse(
+        self, topic: str, partition: int, key: bytes, value: bytes, headers: Headers, refused: Callable[[str], None]
+    ) -> None:
+        """Append without waiting; `refused` may be called at once, or later."""
+        if self._broker.unwritable.get(topic, 0.0) > self._loop.now and self._broker.weather.random.random() < 0.5:
+            self._refuse(refused)
+            return
+        self._refused[self._appended + 1] = refused
+        self.append(topic, partition, key, value, headers)
+
+    def _arrive(self, lane: _Lane, batch: list[_Appended]) -> None:
+        if self._broker.unwritable.get(lane.topic, 0.0) > self._loop.now:
+            context = self._loop.world if self._host is None else self._host.context
+            at_s = self._loop.now + self._broker.weather.latency_s()
+            self._loop.call_at(at_s, self._lose, lane, batch, context=context)
+        else:
+            super()._arrive(lane, batch)
+
+    def _acknowledge(self, lane: _Lane, batch: list[_Appended]) -> None:
+        for record in batch:
+            self._refused.pop(record.number, None)
+        super()._acknowledge(lane, batch)
+
+    def _lose(self, lane: _Lane, batch: list[_Appended]) -> None:
+        for record in batch:
+            self._refuse(self._refused.pop(record.number))
+        super()._acknowledge(lane, batch)
+
+    def _refuse(self, refused: Callable[[str], None]) -> None:
+        self.refusals += 1
+        self._broker.weather.count("refused commands")
+        refused("it is not there")
+
+
+def _nothing(_: Exception) -> None:
+    """No failure of a lane is one of its process."""
 
 
 def _may_repeat(headers: Headers) -> bool:

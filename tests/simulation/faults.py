@@ -65,6 +65,7 @@ class Plan:
     def calm(self, world: "World") -> None:
         """End every fault that lasts."""
         world.weather.climate = CALM
+        world.broker.unwritable.clear()
         _redis_up(world)
         for host in world.hosts():
             host.handles_left = None
@@ -136,6 +137,25 @@ def _leaderless(uses: str) -> Callable[["World"], None]:
         world.loop.later(lasts_s * world.random.random(), _kill(uses), world)
 
     return begin
+
+
+def _unwritable(world: "World") -> None:
+    """The command topic refuses everything for a while; or it only seems to be gone, and everything is sent again."""
+    if world.random.random() < 0.2:
+        _seems_gone(world)
+        return
+    world.broker.unwritable[world.broker.topics.steps(USES)] = world.loop.now + world.random.choice((0.3, 3.0, 20.0))
+    world.weather.count("unwritable command topics")
+
+
+def _seems_gone(world: "World") -> None:
+    from .processes import OrchestratorProcess
+
+    for slot in world.slots:
+        if isinstance(slot.process, OrchestratorProcess) and slot.process.host.is_alive:
+            for task in slot.process.owner.tasks.values():
+                task.commands_gone(USES)
+    world.weather.count("command topics that seemed to be gone")
 
 
 def _fence(world: "World") -> None:
@@ -230,6 +250,7 @@ _FAULTS: dict[str, tuple[int, Callable[["World"], None]]] = {
     "deafen worker": (1, _deafen("worker")),
     "outage, kill orchestrator": (3, _leaderless("orchestrator")),
     "outage, kill worker": (3, _leaderless("worker")),
+    "unwritable": (3, _unwritable),
     "fence": (2, _fence),
     "step time": (4, _step_time),
     "redis down": (1, _redis_down),

@@ -9,6 +9,7 @@ from anabranch.services.orchestrator.core import changelog
 from anabranch.services.orchestrator.core.effects import Channel
 from anabranch.services.orchestrator.partition_task import PartitionTask
 from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.codec import decode
 
 from .oracle import Output, Restored, Told, tell
 from .processes import OrchestratorProcess, WorkerProcess
@@ -136,9 +137,13 @@ _ENDED_STEPS = {"succeeded", "failed", "timed_out", "cancelled", "skipped"}
 
 
 def _check_outputs(world: "World", told: list[Told]) -> list[str]:
-    """Commands and cancellations are those that the inbox says, no more and no fewer, byte for byte."""
+    """Commands and cancellations are those that the inbox says, no more and no fewer, byte for byte.
+
+    But for commands that were refused; and every run has ended, so those were sent again.
+    """
     topics = world.broker.topics
     faults = []
+    refused = _refused(world)
     for channel, name, partitions in (
         (Channel.COMMANDS, topics.steps(USES), topics.steps_partitions),
         (Channel.CONTROL, topics.control, 1),
@@ -149,9 +154,23 @@ def _check_outputs(world: "World", told: list[Told]) -> list[str]:
             for log in world.logs(name, partitions)
             for record in log.records
         }
-        if said != sent:
-            faults.append(f"{channel}: {len(said - sent)} records are missing, {len(sent - said)} should not be there")
+        missing = {each for each in said - sent if channel is not Channel.COMMANDS or _sending(each) not in refused}
+        if missing or sent - said:
+            faults.append(f"{channel}: {len(missing)} records are missing, {len(sent - said)} should not be there")
     return faults
+
+
+def _sending(command: Output) -> tuple[str, str, int, int]:
+    message = m.COMMANDS.validate_json(command.value)
+    return message.run_id, message.step, message.attempt, message.sending or 0
+
+
+def _refused(world: "World") -> set[tuple[str, str, int, int]]:
+    """Return the commands that did not get out, or seemed not to: the inbox says so of each."""
+    topics = world.broker.topics
+    records = (r for log in world.logs(topics.inbox, topics.runs) for r in log.records)
+    messages = (decode(m.INBOX, record.value) for record in records)
+    return {(r.run_id, r.step, r.attempt, r.sending) for r in messages if isinstance(r, m.CommandRefused)}
 
 
 def _check_handlers(world: "World", told: list[Told]) -> list[str]:

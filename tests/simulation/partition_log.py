@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from anabranch.services.orchestrator.core.changelog import Change
@@ -13,9 +14,10 @@ from anabranch.services.orchestrator.ports import (
     InboxGone,
     InboxRecord,
 )
+from anabranch.services.orchestrator.refusals import refusal_of
 from anabranch.shared.contracts.partitioner import partition_of
 
-from .broker import AppendRefused, Broker, Changelog, Producer, ProducerIsFenced, wake
+from .broker import AppendRefused, Broker, Changelog, Lanes, Producer, ProducerIsFenced, wake
 from .virtual import Host
 from .weather import Fate
 
@@ -39,6 +41,7 @@ class MemoryLog:
         *,
         broker: Broker,
         producer: Producer,
+        lanes: Lanes,
         reader: Reader,
         host: Host | None = None,
         on_restore: Callable[[int, dict[bytes, bytes]], None] = lambda *_: None,
@@ -47,6 +50,7 @@ class MemoryLog:
         self._assignment = assignment
         self._broker = broker
         self._producer = producer
+        self._lanes = lanes
         self._reader = reader
         self._host = host
         self._on_restore = on_restore
@@ -137,6 +141,9 @@ class MemoryLog:
                 topic, partition = topics.inbox, self._partition
             case Channel.COMMANDS:
                 topic, partition = topics.steps(output.step_type), partition_of(key, topics.steps_partitions)
+                refused = partial(self._refused, output)
+                self._lanes.append_or_refuse(topic, partition, key, output.value, output.headers, refused)
+                return
             case Channel.CONTROL:
                 topic, partition = topics.control, 0
             case Channel.RUN_EVENTS:
@@ -150,18 +157,26 @@ class MemoryLog:
 
     def acknowledged(self) -> "asyncio.Future[None]":
         """Return a future that is done when everything appended so far is acknowledged."""
-        return asyncio.ensure_future(self._acknowledged(self._producer.acknowledged()))
+        return asyncio.ensure_future(self._acknowledged(self._producer.acknowledged(), self._lanes.acknowledged()))
 
-    async def _acknowledged(self, acknowledged: "asyncio.Future[None]") -> None:
+    def _refused(self, command: Append, reason: str) -> None:
+        with suppress(AppendLost):
+            self.append(refusal_of(command, reason))
+
+    async def _acknowledged(self, acknowledged: "asyncio.Future[None]", lanes: "asyncio.Future[None]") -> None:
+        refusals = self._lanes.refusals
         try:
             await acknowledged
+            await lanes
+            if self._lanes.refusals != refusals:
+                await self._producer.acknowledged()
         except AppendRefused as error:
             raise AppendLost(str(error)) from error
 
     @property
     def unacknowledged(self) -> int:
         """How many records are appended and not yet acknowledged."""
-        return self._producer.unacknowledged
+        return self._producer.unacknowledged + self._lanes.unacknowledged
 
     # --- checkpoint -----------------------------------------------------------------------------------------------
 

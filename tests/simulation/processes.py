@@ -16,7 +16,7 @@ from anabranch.services.steps.step_type import StepType
 from anabranch.services.steps.worker import Worker
 from anabranch.shared.contracts.topics import TopicNames
 
-from .broker import Broker, Producer, wake
+from .broker import Broker, Lanes, Producer, wake
 from .group import Group, Member
 from .partition_log import MemoryLog, Reader
 from .virtual import Host
@@ -140,6 +140,7 @@ class OrchestratorProcess(Process):
         self._on_restore = on_restore
         self._reader = Reader()
         self._producer = Producer(broker, host, self.fail)
+        self._lanes = Lanes(broker, host)
         self._breaks = False
         self.owner = PartitionOwner(new_task=self._new_task, rejoin=self._rejoin, fail=self.fail, logger=logger)
         self._member = group.member(host, self)
@@ -154,7 +155,8 @@ class OrchestratorProcess(Process):
             self.broker.weather.count("rebalance listeners that raised")
             raise RuntimeError("no task can be made")
         log = self._log_type(
-            partition, assignment, broker=self.broker, producer=self._producer, reader=self._reader, host=self.host,
+            partition, assignment, broker=self.broker, producer=self._producer, lanes=self._lanes,
+            reader=self._reader, host=self.host,
             on_restore=self._on_restore,
         )  # fmt: skip
         metrics = cast(OrchestratorMetrics, Metrics(self.broker.weather))

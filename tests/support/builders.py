@@ -110,6 +110,16 @@ def gave_back(step: str, attempt: int = 1, run_id: str = RUN) -> m.LeaseRenewed:
     return renewed(step, attempt, lease_s=0, run_id=run_id)
 
 
+def refused(step: str, attempt: int = 1, reason: str = "no such topic", **more: Any) -> m.CommandRefused:
+    """Return the log's word that the attempt's command could not be written."""
+    return m.CommandRefused(run_id=more.pop("run_id", RUN), step=step, attempt=attempt, reason=reason, **more)
+
+
+def send_due(step: str, attempt: int = 1) -> m.TimerFired:
+    """Return the end of the pause before a refused command is sent again."""
+    return fired(timer_id("send", step, attempt))
+
+
 def fired(name: str, run_id: str = RUN) -> m.TimerFired:
     """Return the record of a timer that came due."""
     return m.TimerFired(run_id=run_id, timer_id=name)

@@ -23,6 +23,7 @@ from tests.support.builders import (
     failed,
     fired,
     gave_back,
+    refused,
     renewed,
     started,
     succeeded,
@@ -136,6 +137,10 @@ def _react(life: Life, chance: random.Random, trouble: float) -> None:
 def _answers(command: m.RunStep, chance: random.Random, trouble: float) -> list[m.RunMessage]:
     step, attempt = command.step, command.attempt
     answers: list[m.RunMessage] = []
+    if chance.random() < trouble / 4:  # wrongly, sometimes: then an answer follows
+        answers.append(refused(step, attempt, sending=command.sending or 0, too_large=chance.random() < 0.1))
+        if chance.random() < 0.7:
+            return answers * chance.choice((1, 2))
     if chance.random() < 0.4:
         answers.append(started(step, attempt, lease_s=chance.choice((0, 1, 10))))
         answers += [renewed(step, attempt, progress=chance.choice((None, 1, {"d": 2})))] * chance.randint(0, 2)

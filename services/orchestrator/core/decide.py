@@ -14,7 +14,17 @@ from pydantic_core import to_json
 from anabranch.services.orchestrator.core import settle
 from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, Effect, SetTimer
 from anabranch.services.orchestrator.core.graph import NO_PIPELINE, compile_pipeline
-from anabranch.services.orchestrator.core.state import GRACE, LEASE, RETRY, RUN_TIMEOUT, Run, Step, Stop, StopReason
+from anabranch.services.orchestrator.core.state import (
+    GRACE,
+    LEASE,
+    RETRY,
+    RUN_TIMEOUT,
+    SEND,
+    Run,
+    Step,
+    Stop,
+    StopReason,
+)
 from anabranch.services.orchestrator.core.status import DISPATCHED, RunStatus, StepStatus
 from anabranch.services.orchestrator.core.transitions import TABLE, Fact, Ignore
 from anabranch.services.orchestrator.core.turn import SOURCE, Turn, Unsaid, finished
@@ -54,11 +64,14 @@ _FACTS: Final[dict[type[m.Message], Fact]] = {
     m.AttemptFailed: Fact.FAILED,
     m.AttemptCancelled: Fact.CANCELLED,
     m.LeaseRenewed: Fact.RENEWED,
+    m.CommandRefused: Fact.REFUSED,
 }
 
-_TIMER_FACTS: Final = {RETRY: Fact.RETRY_DUE, LEASE: Fact.LEASE_DUE}
+_TIMER_FACTS: Final = {RETRY: Fact.RETRY_DUE, LEASE: Fact.LEASE_DUE, SEND: Fact.SEND_DUE}
 
-AttemptMessage = m.AttemptStarted | m.AttemptSucceeded | m.AttemptFailed | m.AttemptCancelled | m.LeaseRenewed
+AttemptMessage = (
+    m.AttemptStarted | m.AttemptSucceeded | m.AttemptFailed | m.AttemptCancelled | m.LeaseRenewed | m.CommandRefused
+)
 
 
 def decide(run: Run | None, message: m.RunMessage, at: int) -> Decision:
@@ -171,6 +184,8 @@ def _step_timer(run: Run, message: m.TimerFired, kind: str, step_id: str, at: in
     if index is None or message.timer_id != timer_id(kind, step_id, run.steps[index].attempt):
         return Decision(run, ignored=Ignore.STALE_TIMER)
     due = run.steps[index].due_at
+    if kind == SEND and due is None and run.steps[index].status is StepStatus.QUEUED:  # it was sent meanwhile
+        return Decision(run, ignored=Ignore.STALE_TIMER)
     if due is not None and message.timer_id == run.steps[index].timer_id(step_id) and max(at, run.at) < due:
         return Decision(run, (SetTimer(message.timer_id, due),), ignored=Ignore.EARLY_TIMER)
     return _apply(run, index, _TIMER_FACTS[kind], None, at)
@@ -204,6 +219,8 @@ def _apply(run: Run, index: int, fact: Fact, message: AttemptMessage | None, at:
     row = TABLE[step.status][fact]
     if isinstance(row, Ignore):
         return Decision(run, _tell_if_held(message, at) if row is Ignore.FINISHED else (), ignored=row)
+    if isinstance(message, m.CommandRefused) and message.sending != step.refusals:
+        return Decision(run, ignored=Ignore.ALREADY_HELD_BACK)
     turn = Turn(run, at)
     _follow(turn, index, step, fact, message)
     after = turn.step(index)
@@ -225,8 +242,15 @@ def _follow(turn: Turn, index: int, step: Step, fact: Fact, message: AttemptMess
             _next_attempt(turn, index, replace(step, given_back=step.given_back + 1))
         case m.AttemptCancelled():
             _lost(turn, index, settle.with_start(turn, step, message.duration_ms) if message.duration_ms else step)
-        case None:
-            _timer_due(turn, index, step, fact)
+        case _:
+            _of_the_log(turn, index, step, fact, message)
+
+
+def _of_the_log(turn: Turn, index: int, step: Step, fact: Fact, message: m.CommandRefused | None) -> None:
+    if message is None:
+        _timer_due(turn, index, step, fact)
+    else:
+        settle.hold_back(turn, index, step, message)
 
 
 def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object) -> None:
@@ -236,6 +260,7 @@ def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object)
         started_at=turn.at if step.started_at is None else step.started_at,
         due_at=turn.at + round(1000 * lease_s),
         suspected=False,
+        refusals=0,
         progress=step.progress if progress is None or settle.is_heavy(progress, MAX_PROGRESS_BYTES) else progress,
     )
     if step.status is not StepStatus.RUNNING:
@@ -249,6 +274,8 @@ def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object)
 def _timer_due(turn: Turn, index: int, step: Step, fact: Fact) -> None:
     if fact is Fact.RETRY_DUE:
         settle.dispatch(turn, index, step)
+    elif fact is Fact.SEND_DUE:
+        settle.send_again(turn, index, step)
     else:
         _lapse(turn, index, step)
 

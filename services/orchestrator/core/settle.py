@@ -43,6 +43,13 @@ _ENDED: Final = {
     RunStatus.TIMED_OUT: "RunTimedOut",
 }
 
+# A command that its topic did not take is sent again after this, then after twice as long, and so on up to a time that
+# costs little for ten thousand held-back steps and is short for whoever mends the topic.
+_SEND_AGAIN_AFTER_S: Final = 1.0
+_SEND_AGAIN_AT_LEAST_EVERY_S: Final = 30.0
+_DOUBLED: Final = 5  # times
+_REASON_CHARS: Final = 500
+
 
 def settle(turn: Turn) -> None:
     """Bring the run to rest, or as far as one turn goes."""
@@ -77,8 +84,10 @@ def _stop_step(turn: Turn, index: int) -> None:
     step = turn.step(index)
     if step.status is StepStatus.PENDING or _spared(turn, index):
         return
-    if step.status is StepStatus.WAITING:
+    if step.status is StepStatus.WAITING or step.is_held_back:
         turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
+        if step.is_held_back:  # a refusal may be wrong: some worker may have it
+            _tell_worker_to_stop(turn, index, step.attempt)
     elif step.status in DISPATCHED and not step.cancelling:
         turn.move(index, replace(step, cancelling=True))
         _tell_worker_to_stop(turn, index, step.attempt)
@@ -202,11 +211,56 @@ def dispatch(turn: Turn, index: int, step: Step) -> None:
     turn.note_queued(index, next_step.attempt)
 
 
-def _command(turn: Turn, node: Node, attempt: int, value: Any) -> Encoded:
+def hold_back(turn: Turn, index: int, step: Step, refused: m.CommandRefused) -> None:
+    """The attempt's command is not in its topic: send it again later, the same attempt, or fail the step.
+
+    The step stays queued, so that a result counts should the command be in its topic after all.
+    """
+    if step.cancelling:
+        turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
+        return
+    uses = turn.node(index).uses
+    if refused.too_large:
+        fail(turn, index, step, StepError.of(ErrorType.PAYLOAD_TOO_LARGE, _shortened(refused.reason)))
+        return
+    pause_s = min(_SEND_AGAIN_AFTER_S * 2 ** min(step.refusals, _DOUBLED), _SEND_AGAIN_AT_LEAST_EVERY_S)
+    pause_s *= (1 + chance(turn.run.id, turn.node(index).id, step.refusals)) / 2  # many are held back at once
+    held = replace(step, due_at=turn.at + round(1000 * pause_s), refusals=step.refusals + 1)
+    if step.refusals:
+        turn.move(index, held)
+    else:
+        words = f"the command topic of {uses} cannot be written: {_shortened(refused.reason)}; it is tried again"
+        turn.change(index, held, event_type="StepHeldBack", waiting_on=words)
+
+
+def send_again(turn: Turn, index: int, step: Step) -> None:
+    """Send the command that was held back once more.
+
+    Workers know it by its attempt, should it be a repeat; and by the time of its cause that it may be an old one.
+    """
+    node = turn.node(index)
+    try:
+        value = node.input.render(_context(turn, node.input))
+    except ExpressionError as error:
+        fail(turn, index, step, StepError.of(ErrorType.EXPRESSION_ERROR, f"`with`: {error}"))
+        return
+    record = _command(turn, node, step.attempt, value, at=step.queued_at, sending=step.refusals)
+    turn.append(Channel.COMMANDS, idempotency_key(turn.run.id, node.id), record, node.uses)
+    turn.move(index, replace(step, due_at=None))
+
+
+def _shortened(reason: str) -> str:
+    return reason[:_REASON_CHARS]
+
+
+def _command(
+    turn: Turn, node: Node, attempt: int, value: Any, *, at: int | None = None, sending: int | None = None
+) -> Encoded:
     submission = turn.run.submission
     command = m.RunStep(
         run_id=turn.run.id, step=node.id, attempt=attempt, uses=node.uses, tenant=submission.tenant, input=value,
-        timeout_s=node.timeout_s or submission.settings.step_timeout_s, at_ms=turn.at, trace_id=turn.trace_id,
+        timeout_s=node.timeout_s or submission.settings.step_timeout_s, at_ms=at or turn.at,
+        trace_id=turn.trace_id, sending=sending,
     )  # fmt: skip
     return turn.encode(command, attempt_id(turn.run.id, node.id, attempt))
 

@@ -16,6 +16,9 @@ RUN_TIMEOUT: Final = "run-timeout"
 GRACE: Final = "grace"
 RETRY: Final = "retry"
 LEASE: Final = "lease"
+SEND: Final = "send"
+
+_TIMER_OF: Final = {StepStatus.WAITING: RETRY, StepStatus.QUEUED: SEND}
 
 
 class StopReason(StrEnum):
@@ -43,10 +46,16 @@ class Step:
     finished_at: int | None = None
     output: Any = None
     error: StepError | None = None
-    due_at: int | None = None  # of the step's one timer: its retry when waiting, its lease when running
+    due_at: int | None = None  # of its one timer: waiting, its retry; running, its lease; queued, when it is sent again
     suspected: bool = False  # the lease has lapsed once
     cancelling: bool = False  # its worker was told to stop
     progress: Any = None
+    refusals: int = 0  # times that its topic did not take this attempt's command
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether its command was refused, and is to be sent again."""
+        return self.status is StepStatus.QUEUED and self.due_at is not None
 
     @property
     def tries(self) -> int:
@@ -71,8 +80,8 @@ class Step:
         )  # fmt: skip
 
     def timer_id(self, step: str) -> str:
-        """Return the id of the step's one timer: of its retry when it waits, else of its lease."""
-        return timer_id(RETRY if self.status is StepStatus.WAITING else LEASE, step, self.attempt)
+        """Return the id of the step's one timer, which its status tells."""
+        return timer_id(_TIMER_OF.get(self.status, LEASE), step, self.attempt)
 
 
 PENDING: Final = Step()

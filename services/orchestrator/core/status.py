@@ -8,7 +8,7 @@ class StepStatus(StrEnum):
     """Where a step stands."""
 
     PENDING = "pending"  # its needs are not terminal, or the window is full
-    QUEUED = "queued"  # its command is appended
+    QUEUED = "queued"  # its command is appended, or held back until its topic takes it
     RUNNING = "running"  # a worker holds it under a lease
     WAITING = "waiting"  # for its next attempt
     SUCCEEDED = "succeeded"

@@ -18,7 +18,9 @@ class Fact(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"  # the worker stopped it
+    REFUSED = "refused"  # its command topic did not take it
     RETRY_DUE = "retry_due"
+    SEND_DUE = "send_due"  # the command that was refused is sent again
     LEASE_DUE = "lease_due"
 
 
@@ -28,6 +30,7 @@ class Ignore(StrEnum):
     NOT_DISPATCHED = "not_dispatched"  # no attempt of this step was ever sent out
     ALREADY_STARTED = "already_started"
     ALREADY_ANSWERED = "already_answered"  # this attempt has its result; the step waits for the next
+    ALREADY_HELD_BACK = "already_held_back"  # a repeat of a refusal
     FINISHED = "finished"  # the step is terminal
     NOT_WAITING = "not_waiting"  # a retry that is no longer awaited
     NO_LEASE = "no_lease"  # a lease that no longer stands
@@ -57,7 +60,9 @@ TABLE: Final[dict[S, dict[Fact, Next | Ignore]]] = {
         Fact.SUCCEEDED: frozenset({S.SUCCEEDED, S.FAILED}),  # failed: its output is too large to hand on
         Fact.FAILED: _ANSWERED,
         Fact.CANCELLED: _LOST,
+        Fact.REFUSED: _LOST,  # failed: it is too large for its topic
         Fact.RETRY_DUE: Ignore.NOT_WAITING,
+        Fact.SEND_DUE: frozenset({S.QUEUED, S.FAILED}),  # failed: its input cannot be rendered
         Fact.LEASE_DUE: Ignore.NO_LEASE,
     },
     S.RUNNING: {
@@ -66,7 +71,9 @@ TABLE: Final[dict[S, dict[Fact, Next | Ignore]]] = {
         Fact.SUCCEEDED: frozenset({S.SUCCEEDED, S.FAILED}),
         Fact.FAILED: _ANSWERED,
         Fact.CANCELLED: _LOST,
+        Fact.REFUSED: Ignore.ALREADY_STARTED,
         Fact.RETRY_DUE: Ignore.NOT_WAITING,
+        Fact.SEND_DUE: Ignore.NOT_WAITING,
         Fact.LEASE_DUE: frozenset({S.RUNNING}) | _LOST,  # running: suspected first
     },
     S.WAITING: {
@@ -75,7 +82,9 @@ TABLE: Final[dict[S, dict[Fact, Next | Ignore]]] = {
         Fact.SUCCEEDED: Ignore.ALREADY_ANSWERED,
         Fact.FAILED: Ignore.ALREADY_ANSWERED,
         Fact.CANCELLED: Ignore.ALREADY_ANSWERED,
+        Fact.REFUSED: Ignore.ALREADY_ANSWERED,
         Fact.RETRY_DUE: frozenset({S.QUEUED, S.FAILED}),  # failed: its input cannot be rendered
+        Fact.SEND_DUE: Ignore.NOT_WAITING,
         Fact.LEASE_DUE: Ignore.NO_LEASE,
     },
     S.SUCCEEDED: _FINISHED,

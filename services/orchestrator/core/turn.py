@@ -248,6 +248,7 @@ def finished(step: Step, status: StepStatus, at: int, **changes: object) -> Step
         finished_at=at,
         due_at=None,
         suspected=False,
+        refusals=0,
         **changes,  # type: ignore[arg-type]
     )
 

@@ -25,9 +25,11 @@ from tests.support.builders import (
     fired,
     gave_back,
     lease_due,
+    refused,
     renewed,
     retry_due,
     run_timeout,
+    send_due,
     started,
     succeeded,
     timed_out,
@@ -72,7 +74,9 @@ MESSAGES: dict[Fact, Callable[[int], m.RunMessage]] = {
     Fact.SUCCEEDED: lambda attempt: succeeded("a", attempt=attempt),
     Fact.FAILED: lambda attempt: failed("a", attempt=attempt),
     Fact.CANCELLED: lambda attempt: cancelled("a", attempt),
+    Fact.REFUSED: lambda attempt: refused("a", attempt),
     Fact.RETRY_DUE: lambda attempt: retry_due("a", attempt),
+    Fact.SEND_DUE: lambda attempt: send_due("a", attempt),
     Fact.LEASE_DUE: lambda attempt: lease_due("a", attempt),
 }
 
@@ -89,8 +93,10 @@ def test_pair_ends_where_the_table_says_or_changes_nothing(status: StepStatus, f
     """An applied pair ends in an allowed status; an ignored one leaves the run as it was and says why."""
     run = a_run_whose_step_is(status)
     assert run.step("a").status is status
+    if (status, fact) == (S.QUEUED, Fact.SEND_DUE):
+        run.takes(refused("a"))
     before, counters = repr(run.run), run.run.seq
-    run.at += 3_600_000 if fact in (Fact.RETRY_DUE, Fact.LEASE_DUE) else 0
+    run.at += 3_600_000 if fact in (Fact.RETRY_DUE, Fact.SEND_DUE, Fact.LEASE_DUE) else 0
     decision = run.take(MESSAGES[fact](run.step("a").attempt))
     row = TABLE[status][fact]
     if isinstance(row, Ignore):
@@ -120,6 +126,12 @@ OUTCOMES: list[tuple[StepStatus, list[m.RunMessage], StepStatus]] = [
     (S.QUEUED, [cancelled("a")], S.QUEUED),  # nobody had asked for it: the attempt is lost
     (S.QUEUED, [cancel_run(), cancelled("a")], S.CANCELLED),
     (S.QUEUED, [cancelled("a"), cancelled("a", 2)], S.FAILED),  # two losses are allowed here
+    (S.QUEUED, [refused("a")], S.QUEUED),
+    (S.QUEUED, [refused("a"), succeeded("a")], S.SUCCEEDED),  # the refusal was wrong
+    (S.QUEUED, [refused("a"), started("a"), failed("a")], S.WAITING),
+    (S.QUEUED, [refused("a", too_large=True)], S.FAILED),
+    (S.QUEUED, [refused("a"), cancel_run()], S.CANCELLED),  # nobody is waited for
+    (S.QUEUED, [cancel_run(), refused("a")], S.CANCELLED),
     (S.RUNNING, [renewed("a")], S.RUNNING),
     (S.RUNNING, [gave_back("a")], S.QUEUED),
     (S.RUNNING, [gave_back("a"), gave_back("a", 2), gave_back("a", 3)], S.QUEUED),  # no loss, no try
@@ -154,6 +166,42 @@ def test_lapsed_lease_is_doubted_first_and_lost_then() -> None:
     run.takes(started("a", 2)).fire("lease/a/2")
     run.fire("lease/a/2")
     assert (run.statuses["a"], run.events[-1].error.type) == ("failed", "WorkerLost")
+
+
+def test_command_that_its_topic_does_not_take_is_sent_again_with_growing_pauses() -> None:
+    """It stays the same attempt; the run says once what it waits for, and a result counts at any time."""
+    run = a_run_whose_step_is(S.QUEUED)
+    before, pauses = len(run.events), []
+    for sending in range(9):
+        run.takes(refused("a", sending=sending))
+        assert run.ignores(refused("a", sending=sending)) is Ignore.ALREADY_HELD_BACK
+        pauses.append(run.armed["send/a/1"] - run.at)
+        assert run.step("a").is_held_back
+        assert run.fire("send/a/1").ignored is None
+    assert (run.step("a").attempt, run.step("a").is_held_back) == (1, False)
+    (event,) = run.events[before:]
+    assert (event.type, event.status, event.waiting_on) == (
+        "StepHeldBack", "queued", "the command topic of simulate cannot be written: no such topic; it is tried again",
+    )  # fmt: skip
+    assert [500 * 2**n <= pause <= 1000 * 2**n for n, pause in enumerate(pauses[:5])] == [True] * 5
+    assert all(15_000 <= pause <= 30_000 for pause in pauses[5:])
+    sent = [command for command in run.commands if command.step == "a"]
+    assert len(sent) == 10
+    assert {command.attempt for command in sent} == {1}
+    assert [command.sending for command in sent] == [None, *range(1, 10)]
+    assert run.ignores(refused("a", sending=8)) is Ignore.ALREADY_HELD_BACK
+    assert run.ignores(send_due("a")) is Ignore.STALE_TIMER
+    run.takes(succeeded("a"))
+    assert "send/a/1" not in run.armed
+
+
+def test_refused_command_is_held_back_across_a_restore() -> None:
+    """The changelog holds when it is sent again, and how often it was refused."""
+    run = a_run_whose_step_is(S.QUEUED).takes(refused("a"))
+    records = dict(change for change in take_changes(run.partition, 1) if change[1] is not None)
+    restored = restore(records)[0].runs[RUN]
+    assert restored.steps == run.run.steps
+    assert restored.timers() == run.run.timers()
 
 
 def test_lease_that_lapses_without_a_time_for_doubt_is_lost_at_once() -> None:
@@ -210,8 +258,11 @@ EVERY_MESSAGE: dict[str, m.RunMessage] = {
     "LeaseRenewed": renewed("b"),
     "TimerFired": run_timeout(),
     "ContinueRun": continued(0),
+    "CommandRefused": refused("b"),
 }
-RESULTS = ("AttemptStarted", "AttemptSucceeded", "AttemptFailed", "AttemptCancelled", "LeaseRenewed")
+RESULTS = (
+    "AttemptStarted", "AttemptSucceeded", "AttemptFailed", "AttemptCancelled", "LeaseRenewed", "CommandRefused",
+)  # fmt: skip
 
 
 def test_every_message_is_here() -> None:
@@ -299,6 +350,7 @@ def test_continue_of_another_turn_is_ignored() -> None:
         ("LeaseRenewed", "running"),
         ("TimerFired", "queued"),
         ("ContinueRun", "queued"),
+        ("CommandRefused", "cancelled"),
     ],
 )
 def test_message_to_a_run_that_is_stopping_starts_nothing(name: str, status: str) -> None:

@@ -20,6 +20,10 @@ class ServerFailedError(RuntimeError):
     """The server did not come up; the message ends with the last lines of its log."""
 
 
+class DiedStartingError(ServerFailedError):
+    """The server ended before it answered; starting it again may help."""
+
+
 class LocalServer(ABC):
     """Start, stop, kill and restart of one server process; it keeps its port for life.
 
@@ -33,6 +37,7 @@ class LocalServer(ABC):
         self.data_dir = data_dir.absolute()
         self._wanted_port = port
         self._port: int | None = None
+        self._has_answered = False
         self._child: Child | None = None
         self._end_is_wanted = False
         self._logged_before = 0
@@ -69,22 +74,23 @@ class LocalServer(ABC):
     async def start(self, timeout_s: float = 60.0) -> None:
         """Start it and return when it answers.
 
-        Raises ServerFailedError when it dies or the time is up, HeldError when another process uses the same data.
+        Raises DiedStartingError when it dies, ServerFailedError when the time is up, HeldError when another process
+        uses the same data.
         """
         if self.running:
             raise RuntimeError(f"{self.name} is running already")
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self._hold.take()
-        if self._port is None:
-            self._port = free_port(preferred=self._wanted_port)
+        self._choose_port()
         self._rotate_log()
         self._logged_before = self.log_path.stat().st_size
         try:
             async with asyncio.timeout(timeout_s):
                 await self._prepare()
-                self._end_is_wanted = False
-                self._child = await self._spawn()
-                await self._until_it_answers(self._child)
+                child = await self._spawn()
+                self._child, self._end_is_wanted = child, False  # together: `died` must not take the last one for it
+                await self._until_it_answers(child)
+                self._has_answered = True
         except TimeoutError:
             await self.kill()
             raise ServerFailedError(
@@ -168,7 +174,7 @@ class LocalServer(ABC):
     async def _until_it_answers(self, child: Child) -> None:
         while True:
             if not child.running:
-                raise ServerFailedError(
+                raise DiedStartingError(
                     f"{self.name} ended with status {child.exit_code} while starting, see {self.log_path}\n"
                     f"{self._last_logged_now()}"
                 )
@@ -179,6 +185,13 @@ class LocalServer(ABC):
             except (OSError, EOFError, TimeoutError):  # not yet
                 pass
             await asyncio.sleep(POLL_S)
+
+    def _choose_port(self) -> None:
+        """Keep the port once it was answered on: others know it. Until then one that was taken meanwhile gives way."""
+        if self._port is None:
+            self._port = free_port(preferred=self._wanted_port)
+        elif not self._has_answered:
+            self._port = free_port(preferred=self._port)
 
     def _logged_now(self) -> str:
         """What it has logged since it was started last."""

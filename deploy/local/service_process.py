@@ -40,6 +40,7 @@ class ServiceProcess:
         self._log = log
         self._console = console
         self._keeps_port = keeps_port
+        self._was_ready = False
         self._child: Child | None = None
         self._reading: asyncio.Task[None] | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -56,12 +57,12 @@ class ServiceProcess:
         return self._child.pid if self._child is not None and self._child.running else None
 
     async def start(self) -> None:
-        """Start the process; it is ready some time later."""
-        if not self._keeps_port:
+        """Start the process; it is ready some time later. One that must keep its port does so once it was ready."""
+        if not (self._keeps_port and self._was_ready):
             self.port = free_port(preferred=self.port)
-        self._end_is_wanted = False
         env = {**self._env, "ANABRANCH_HTTP_HOST": HOST, "ANABRANCH_HTTP_PORT": str(self.port)}
-        self._child = await spawn(self._command, env=env)
+        child = await spawn(self._command, env=env)
+        self._child, self._end_is_wanted = child, False  # together: `died` must not take the last one for it
         self.starts += 1
         self._reading = asyncio.create_task(self._read(self._child), name=f"log of {self.name}")
 
@@ -103,8 +104,9 @@ class ServiceProcess:
 
     async def until_ready(self) -> None:
         """Wait until it answers 200 on /readyz."""
-        while not await answers_ready(self.port):  # noqa: ASYNC110 - another process cannot set an Event
+        while self.pid is None or not await answers_ready(self.port):  # noqa: ASYNC110 - a process sets no Event
             await asyncio.sleep(POLL_S)
+        self._was_ready = True
 
     def last_words(self) -> str:
         """The end of what it printed."""

@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,15 @@ from anabranch.deploy.local.redis import LocalRedis
 from anabranch.deploy.local.server import LocalServer
 from anabranch.deploy.local.service_process import ServiceProcess, inherited
 from anabranch.deploy.local.services import GATEWAY, Service, anabranch_services
-from anabranch.deploy.local.supervisor import RESTART_DELAY_S, StackFailedError, all_of, ending, supervise
+from anabranch.deploy.local.supervisor import (
+    RESTART_DELAY_S,
+    RestartBudget,
+    StackFailedError,
+    all_of,
+    ending,
+    start,
+    supervise,
+)
 
 DEFAULT_PORT = 8080
 READY_TIMEOUT_S = 60.0
@@ -124,9 +133,7 @@ class LocalStack:
                 self.home.clear()
             self._failure = asyncio.get_running_loop().create_future()
             (self.home.path / "logs").mkdir(exist_ok=True)
-            await all_of(server.start for server in self._servers())
-            for server in self._servers():
-                self._watch(_SupervisedServer(server))
+            await all_of(partial(self._start_server, server) for server in self._servers())
             await all_of([self._start_configured])
             await self.until_ready()
             self._is_ready = True
@@ -208,6 +215,14 @@ class LocalStack:
         if self.redis is not None:
             yield self.redis
 
+    async def _start_server(self, server: LocalServer) -> None:
+        child, budget = _SupervisedServer(server), RestartBudget()
+        if self._restarts:
+            await start(child, budget, self._console, delay_s=self._restart_delay_s)
+        else:
+            await child.start()
+        self._watch(child, budget)
+
     async def _start_configured(self) -> None:
         for configured in self._services:
             for name in configured.names():
@@ -241,9 +256,9 @@ class LocalStack:
             **self._env,
         }
 
-    def _watch(self, child: "ServiceProcess | _SupervisedServer") -> None:
+    def _watch(self, child: "ServiceProcess | _SupervisedServer", budget: RestartBudget | None = None) -> None:
         if self._restarts:
-            watching = supervise(child, self._console, delay_s=self._restart_delay_s)
+            watching = supervise(child, self._console, delay_s=self._restart_delay_s, budget=budget)
         else:
             watching = self._tell_deaths(child)
         task = asyncio.create_task(watching, name=f"supervisor of {child.name}")

@@ -1,4 +1,7 @@
-"""Keeps children running: one that dies is started again after a second, until it has died too often."""
+"""Keeps children running: one that dies is started again after a second, until it has died too often.
+
+A child may die at any moment, also while it is being started again: that is one more death, and it is tried again.
+"""
 
 import asyncio
 import time
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from anabranch.deploy.local.console import Console
+from anabranch.deploy.local.server import DiedStartingError
 
 RESTART_DELAY_S = 1.0
 RESTARTS_PER_WINDOW = 5
@@ -51,19 +55,47 @@ class RestartBudget:
         return True
 
 
-async def supervise(child: Supervised, console: Console, *, delay_s: float = RESTART_DELAY_S) -> None:
-    """Start the child again whenever it dies; raise StackFailedError when it does so too often."""
-    budget = RestartBudget()
-    while True:
-        how = ending(await child.died())
-        if not budget.spend(time.monotonic()):
-            raise StackFailedError(
-                f"{child.name} {how} and had been started again {budget.limit} times within {budget.window_s:g} s; "
-                f"giving up. Its last words:\n{child.last_words()}"
-            )
-        console.say("stack", f"{child.name} {how}; starting it again in {delay_s:g} s")
-        await asyncio.sleep(delay_s)
+async def start(child: Supervised, budget: RestartBudget, console: Console, *, delay_s: float) -> None:
+    """Start the child for the first time; one that dies before it answers is started again like any that dies.
+
+    Raises what else kept it from starting, as it is: a download that fails will fail again.
+    """
+    try:
         await child.start()
+    except DiedStartingError as error:
+        await _start_again(child, _first_line(error), budget, console, delay_s)
+
+
+async def supervise(
+    child: Supervised, console: Console, *, delay_s: float = RESTART_DELAY_S, budget: RestartBudget | None = None
+) -> None:
+    """Start the child again whenever it dies; raise StackFailedError when it does so too often."""
+    budget = budget or RestartBudget()
+    while True:
+        how = f"{child.name} {ending(await child.died())}"
+        await _start_again(child, how, budget, console, delay_s)
+
+
+async def _start_again(child: Supervised, how: str, budget: RestartBudget, console: Console, delay_s: float) -> None:
+    """Start the child until it stays up. A start that fails, for whatever reason, is one more death."""
+    for _ in range(budget.limit):  # in a row: those that take long do not fall out of the window
+        if not budget.spend(time.monotonic()):
+            break
+        console.say("stack", f"{how}; starting it again in {delay_s:g} s")
+        await asyncio.sleep(delay_s)
+        try:
+            await child.start()
+        except (RuntimeError, OSError) as error:  # killed, too slow, its port taken, no process or disk to be had
+            how = _first_line(error)
+        else:
+            return
+    raise StackFailedError(
+        f"{how} and had been started again {budget.limit} times; giving up. Its last words:\n{child.last_words()}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def ending(code: int) -> str:

@@ -4,20 +4,23 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
 
-from anabranch.deploy.local.console import Console, wants_colour
+from anabranch.deploy.local.console import Console, Silence, wants_colour
 from anabranch.deploy.local.home import HomeError
+from anabranch.deploy.local.process import Child, spawn
+from anabranch.deploy.local.server import DiedStartingError, LocalServer
 from anabranch.deploy.local.services import Service
 from anabranch.deploy.local.stack import LocalStack
-from anabranch.deploy.local.supervisor import RestartBudget, StackFailedError
+from anabranch.deploy.local.supervisor import RestartBudget, StackFailedError, supervise
 
 FAKE_SERVICE = """
 import http.server, os, pathlib, subprocess, sys
@@ -37,6 +40,28 @@ print(f"{role} listens")
 address = os.environ["ANABRANCH_HTTP_HOST"], int(os.environ["ANABRANCH_HTTP_PORT"])
 http.server.HTTPServer(address, Ready).serve_forever()
 """
+
+# A server that kills itself as often as it is told to, at the moment of its start that it is told: argv is the
+# directory of orders and the port.
+FAKE_SERVER = """
+import os, pathlib, signal, socket, sys
+orders, port = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+def reach(moment):
+    order = orders / f"server-dies-{moment}"
+    if order.exists() and (times := int(order.read_text())):
+        order.write_text(str(times - 1))
+        os.kill(os.getpid(), signal.SIGKILL)
+reach("at once")
+listener = socket.create_server(("127.0.0.1", port))
+reach("when it listens")
+while True:
+    asking, _ = listener.accept()
+    reach("when it is asked")
+    asking.sendall(b"here\\n")
+    asking.close()
+    reach("when it has answered")
+"""
+MOMENTS = ("at once", "when it listens", "when it is asked", "when it has answered")
 
 # The stack as a program of its own, to be stopped from outside: argv is the data directory and that of the orders.
 DRIVER = """
@@ -87,6 +112,103 @@ async def test_a_child_that_dies_six_times_a_minute_ends_the_stack_with_its_last
             pass
 
     assert descendants() == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_server_killed_again_and_again_while_it_starts_again_is_tried_again(
+    moment: str, orders: Path, tmp_path: Path
+) -> None:
+    """A death during a restart is one more of the allowed ones, at whatever moment it comes."""
+    async with a_stack_with_a_server(tmp_path, orders) as (stack, server):
+        first, order = server.pid, orders / f"server-dies-{moment}"
+        order.write_text("4")
+        os.kill(first, signal.SIGKILL)
+
+        await until_it_answers(server, after=first)  # which may be the last word of one that dies of it
+        await until(lambda: order.read_text() == "0")
+        await until_it_answers(server, after=first)
+        await stack.until_ready()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_server_killed_while_the_stack_starts_is_tried_again(moment: str, orders: Path, tmp_path: Path) -> None:
+    """The first start is no other than those after it."""
+    (orders / f"server-dies-{moment}").write_text("5")
+    async with a_stack_with_a_server(tmp_path, orders) as (stack, server):
+        await until_it_answers(server)
+        await stack.until_ready()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("is_first_start", [True, False])
+async def test_a_server_killed_a_sixth_time_ends_the_stack(
+    moment: str, is_first_start: bool, orders: Path, tmp_path: Path
+) -> None:
+    """What dies too often is given up, whether it was up in between or not."""
+    order = orders / f"server-dies-{moment}"
+    if is_first_start:
+        order.write_text("6")
+    with pytest.raises(StackFailedError, match=r"server .*giving up"):
+        async with a_stack_with_a_server(tmp_path, orders) as (stack, server):
+            if not is_first_start:
+                order.write_text("5")
+                os.kill(server.pid, signal.SIGKILL)
+            async with asyncio.timeout(WAIT_S):
+                await stack.failed()
+
+    assert descendants() == []
+
+
+async def test_a_server_that_starts_too_slowly_again_is_tried_again(orders: Path, tmp_path: Path) -> None:
+    """A start that takes too long counts as one more death."""
+    server = FakeServer(tmp_path, orders)
+    starts = iter((0.001, WAIT_S))  # what the second start may take is not enough, that of the third is
+
+    class Impatient:
+        name = server.name
+        died, last_words = server.died, server.last_words
+
+        async def start(self) -> None:
+            await server.start(next(starts))
+
+    await server.start()
+    supervising = asyncio.create_task(supervise(Impatient(), Silence(), delay_s=0))
+    try:
+        first = server.pid
+        server.signal(signal.SIGKILL)
+        await until_it_answers(server, after=first)
+        assert next(starts, None) is None
+    finally:
+        supervising.cancel()
+        await server.kill()
+
+
+async def test_a_port_that_was_taken_before_the_first_answer_gives_way(orders: Path, tmp_path: Path) -> None:
+    """Until a server has answered nobody knows its port, so that another one does as well."""
+    server = FakeServer(tmp_path, orders)
+    (orders / "server-dies-at once").write_text("1")
+    with pytest.raises(DiedStartingError):
+        await server.start()
+    with socket.create_server(("127.0.0.1", server.port)) as thief:
+        await server.start()
+        try:
+            assert server.port != thief.getsockname()[1]
+        finally:
+            await server.kill()
+
+
+async def test_kafka_killed_again_while_it_starts_again_comes_back(orders: Path, tmp_path: Path) -> None:
+    """The real thing: two kills, the second of a broker that does not answer yet."""
+    async with a_stack(tmp_path, orders, bootstrap=None) as stack:
+        kafka = stack.kafka
+        assert kafka is not None
+        pids = [kafka.pid]
+        for _ in range(2):
+            os.kill(pids[-1], signal.SIGKILL)
+            await until(lambda: kafka.running and kafka.pid not in pids)
+            pids.append(kafka.pid)
+        await until_it_answers(kafka)
+        await stack.until_ready()
 
 
 def test_restarts_are_counted_in_a_sliding_minute() -> None:
@@ -261,6 +383,51 @@ def a_stack(home: Path, orders: Path, **options: object) -> LocalStack:
     """A stack of fakes that uses no Kafka and no Redis."""
     given = {"bootstrap": "127.0.0.1:1", "redis_url": "redis://127.0.0.1:1/0", "restart_delay_s": 0.01, **options}
     return LocalStack(home, services=fakes(orders), **given)  # type: ignore[arg-type]
+
+
+class FakeServer(LocalServer):
+    """A server that dies when it is told to."""
+
+    name = "server"
+
+    def __init__(self, data_dir: Path, orders: Path) -> None:
+        super().__init__(data_dir, None)
+        self._orders = orders
+
+    async def _prepare(self) -> None:
+        pass
+
+    async def _spawn(self) -> Child:
+        command = [sys.executable, "-S", "-c", FAKE_SERVER, str(self._orders), str(self.port)]
+        return await spawn(command, env=os.environ, log=self.log_path)
+
+    async def _answers(self) -> bool:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            return await reader.readexactly(5) == b"here\n"
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def a_stack_with_a_server(home: Path, orders: Path) -> AsyncIterator[tuple[LocalStack, FakeServer]]:
+    """A stack of fakes one of which stands where Valkey does."""
+    stack, server = a_stack(home, orders), FakeServer(home, orders)
+    stack.redis = server  # type: ignore[assignment]
+    stack._given_redis_url = None
+    server.url = "redis://127.0.0.1:1/0"  # type: ignore[attr-defined]
+    async with stack:
+        yield stack, server
+
+
+async def until_it_answers(server: LocalServer, after: int | None = None) -> None:
+    """Wait until it runs, not as the process `after`, and answers."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            with suppress(OSError, EOFError, RuntimeError):
+                if server.running and server.pid != after and await server._answers():
+                    return
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

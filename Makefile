@@ -36,6 +36,10 @@ test: $(INSTALLED) ## Run the tests, on a Kafka that they start themselves
 chaos: $(INSTALLED) ## Run the long kill tests
 	@$(BIN)/pytest tests/chaos $(PYTEST_ARGS)
 
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## Draw what nobody has sent yet, for an hour (FUZZ_MINUTES=60 FUZZ_SEED=0 FUZZ_TARGETS=bodies,inbox)
+	@$(BIN)/python -m tests.fuzz
+
 .PHONY: bench
 bench: $(INSTALLED) ## Measure throughput and latency against the floor
 	@$(BIN)/python -m tests.performance.bench
@@ -50,7 +54,7 @@ check: $(INSTALLED) ## Lint, format, types, import contracts, coverage of the co
 
 .PHONY: clean
 clean: ## Remove the environment, the stack's data and the tools' caches
-	@rm -rf .venv .anabranch dist build htmlcov .coverage*
+	@rm -rf .venv .anabranch .fuzz dist build htmlcov .coverage*
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

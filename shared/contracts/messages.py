@@ -16,6 +16,9 @@ RunId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]{0,63}$")]
 
 LeaseSeconds = Annotated[float, Field(ge=0, le=MAX_WAIT_S)]
 
+Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]
+"""A time that can be written: until the end of the year 9999 (RFC 3339 §5.6 has four digits)."""
+
 
 class Message(BaseModel):
     """Base of what travels as a record's value: JSON, told apart by `type`."""
@@ -218,7 +221,7 @@ class RunStep(Message):
     tenant: str
     input: Any = None
     timeout_s: float
-    at_ms: int
+    at_ms: Milliseconds
     trace_id: str = ""
     sending: int | None = None  # from 1: the command was refused so often before, and is sent again
 
@@ -349,8 +352,8 @@ class DeadLetter(Message):
     partition: int
     offset: int
     at_ms: int
-    key_base64: str | None
-    value_base64: str | None
+    key_base64: str | None = None  # left out of the record, like every null
+    value_base64: str | None = None
     headers: dict[str, str] = {}
     service: str
     error_type: str

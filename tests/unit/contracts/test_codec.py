@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Undecodable, decode, encode, header, trace_id_or
+from anabranch.shared.contracts.dead_letters import Origin, dead_letter
 
 ID = {"message_id": "r/a/1", "source": "/s", "at_ms": 1_770_000_000_123, "trace_id": "0" * 31 + "1"}
 
@@ -45,6 +46,25 @@ def test_type_in_the_headers_is_the_type_in_the_value() -> None:
     """Who waits for failed runs finds them by one header, without parsing the value."""
     event = m.RunEnded(type="RunFailed", run_id="r", seq=1, at="", status="failed", started_at="")
     assert header(encode(event, **ID).headers, "ce_type") == "RunFailed"  # type: ignore[arg-type]
+
+
+def test_a_dead_letter_of_a_record_without_key_and_value_can_be_read() -> None:
+    """A tombstone is a record like any other: its letter has no key and no value, and says so."""
+    origin = Origin("pipelines.inbox", 0, 1, 1_770_000_000_123, None, None, ())
+    letter = dead_letter(origin, service="s", source="/s", error_type="Undecodable", reason="the record has no value")
+    read = decode(m.DEAD_LETTERS, letter.value)
+    assert isinstance(read, m.DeadLetter)
+    assert (read.key_base64, read.value_base64) == (None, None)
+
+
+@pytest.mark.parametrize("at_ms", [-1, 253_402_300_800_000, 2**80])
+def test_a_command_of_a_time_that_cannot_be_written_is_none(at_ms: int) -> None:
+    """Its answer would carry that time in its headers: it is put aside instead of ending the worker."""
+    command = {"type": "RunStep", "run_id": "r", "step": "a", "attempt": 1, "uses": "x", "tenant": "t", "timeout_s": 1}
+    assert isinstance(decode(m.COMMANDS, json.dumps({**command, "at_ms": at_ms}).encode()), Undecodable)
+    last = decode(m.COMMANDS, json.dumps({**command, "at_ms": 253_402_300_799_999}).encode())
+    assert isinstance(last, m.RunStep)
+    assert encode(last, message_id="r/a/1", source="/s", at_ms=last.at_ms, trace_id="")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A query in a DuckDB of its own. Blocking: runs in a thread."""
+"""A query in a DuckDB of its own. Blocking, and not to be interrupted: runs in a process that can be killed."""
 
 import base64
 import math
@@ -6,16 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from pathlib import Path
 from types import NoneType
 from typing import Any, Final
 
 import duckdb
-from pydantic import BaseModel
+import orjson
 
 from anabranch.services.steps.sql.sources import Format
-from anabranch.shared.contracts.errors import ErrorType, TerminalError
-from anabranch.shared.contracts.limits import MAX_INTEGER
+from anabranch.shared.contracts.errors import ErrorType
+from anabranch.shared.contracts.limits import MAX_INTEGER, MAX_NESTING
+from anabranch.shared.contracts.nesting import is_too_deep
+from anabranch.shared.runtime.killable_child import Refused
+
+_BATCH_ROWS: Final = 32  # each may be as large as an output: more at once would be memory for nothing
+_MAX_ROW_NESTING: Final = MAX_NESTING - 2  # a row lies in the list of rows, and that in the output
 
 _READERS: Final[dict[Format, str]] = {
     "csv": "read_csv(?, sample_size = -1)",
@@ -29,25 +33,21 @@ _CLOSE_THE_DOORS: Final = (
     "SET autoload_known_extensions = false",
     "SET allow_community_extensions = false",
     "SET allow_persistent_secrets = false",
+    "SET python_enable_replacements = false",
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
-
-
-class Column(BaseModel):
-    """A column of the answer and its SQL type."""
-
-    name: str
-    type: str
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a query may use."""
 
-    memory: str
+    memory_bytes: int
+    spill_bytes: int
     threads: int
     max_rows: int
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,68 +55,104 @@ class SourceFile:
     """A file that is a table of the query."""
 
     name: str
-    path: Path
+    path: str
     format: Format
     columns: dict[str, str] | None = None
     is_empty: bool = False
 
 
-class Query:
-    """One query; may be interrupted from another thread."""
+_prepared: Final[list[duckdb.DuckDBPyConnection]] = []  # the DuckDB of the next query
 
-    def __init__(self, sources: list[SourceFile], text: str, limits: Limits, directory: Path) -> None:
-        self._sources = sources
-        self._text = text
-        self._limits = limits
-        self._directory = directory
-        self._connection = duckdb.connect(":memory:")
 
-    def run(self) -> tuple[list[Column], list[dict[str, Any]]]:
-        """Return columns and rows as JSON values. What DuckDB refuses is terminal: the next attempt would be, too."""
-        with self._connection as connection:
-            try:
-                return self._run(connection)
-            except duckdb.InterruptException:
-                raise
-            except duckdb.Error as error:
-                raise TerminalError(
-                    str(error), error_type="SqlError", details={"kind": type(error).__name__}
-                ) from error
+def prepare() -> None:
+    """Open the DuckDB of the next query: that takes ten times as long as a small query itself."""
+    if not _prepared:
+        _prepared.append(duckdb.connect(":memory:"))
 
-    def interrupt(self) -> None:
-        """Have a query that is running end soon."""
-        self._connection.interrupt()
 
-    def _run(self, connection: duckdb.DuckDBPyConnection) -> tuple[list[Column], list[dict[str, Any]]]:
-        connection.execute("SET temp_directory = ?", [str(self._directory / "spill")])
-        connection.execute("SET memory_limit = ?", [self._limits.memory])
-        connection.execute("SET threads = ?", [self._limits.threads])
-        for source in self._sources:
-            _load(connection, source)
-        for statement in _CLOSE_THE_DOORS:
-            connection.execute(statement)
-        for source in self._sources:
-            _declare(connection, source)
-        answer = connection.execute(self._text)
-        rows = answer.fetchmany(self._limits.max_rows + 1)
-        if len(rows) > self._limits.max_rows:
-            raise TerminalError(
-                f"the query returns more than {self._limits.max_rows} rows: aggregate, LIMIT, or raise max_rows",
-                error_type=ErrorType.PAYLOAD_TOO_LARGE,
-            )
-        columns = [Column(name=name, type=str(kind)) for name, kind, *_ in answer.description or []]
-        return columns, [{c.name: _json(value) for c, value in zip(columns, row, strict=True)} for row in rows]
+def answer(given: dict[str, Any]) -> bytes:
+    """Return columns and rows as JSON. What DuckDB refuses is terminal: the next attempt would be, too."""
+    sources = [SourceFile(**source) for source in given["sources"]]
+    limits = Limits(**given["limits"])
+    with _prepared.pop() as connection:
+        try:
+            _load_all(connection, sources, limits, given["directory"])
+            return _table(connection, given["query"], limits)
+        except duckdb.OutOfMemoryException as error:
+            raise MemoryError from error
+        except duckdb.Error as error:
+            raise Refused(_shown(error, sources), "SqlError", {"kind": type(error).__name__}) from error
+
+
+def _shown(error: duckdb.Error, sources: list[SourceFile]) -> str:
+    """Return what DuckDB says, without what it says of this machine: the places of files, the stack of its own bugs."""
+    text = str(error).partition("\n\nStack Trace:")[0]
+    for source in sources:
+        text = text.replace(source.path, f"source {source.name}")
+    return text
+
+
+def _load_all(connection: duckdb.DuckDBPyConnection, sources: list[SourceFile], limits: Limits, directory: str) -> None:
+    """Load the sources, then close the doors."""
+    connection.execute("SET temp_directory = ?", [f"{directory}/spill"])
+    connection.execute("SET max_temp_directory_size = ?", [f"{limits.spill_bytes}B"])
+    connection.execute("SET memory_limit = ?", [f"{limits.memory_bytes}B"])
+    connection.execute("SET threads = ?", [limits.threads])
+    for source in sources:
+        _load(connection, source)
+    for statement in _CLOSE_THE_DOORS:
+        connection.execute(statement)
+    for source in sources:
+        _declare(connection, source)
+
+
+def _table(connection: duckdb.DuckDBPyConnection, text: str, limits: Limits) -> bytes:
+    """Run the query and take its rows batch by batch, until they are all there or too many or too large."""
+    result = connection.execute(text)
+    if result is None or not result.description:
+        raise Refused("the query is empty", "SqlError")
+    names = [name for name, *_ in result.description]
+    head = orjson.dumps([{"name": name, "type": str(kind)} for name, kind, *_ in result.description])
+    rows: list[bytes] = []
+    size = len(head)
+    while batch := result.fetchmany(_BATCH_ROWS):
+        for row in batch:
+            rows.append(_encoded(names, row))
+            size += len(rows[-1]) + 1
+            _check(len(rows), size, limits)
+    return b'{"columns":%b,"rows":[%b],"row_count":%d}' % (head, b",".join(rows), len(rows))
+
+
+def _check(rows: int, size: int, limits: Limits) -> None:
+    if rows > limits.max_rows:
+        raise Refused(
+            f"the query returns more than {limits.max_rows} rows: aggregate, LIMIT, or raise max_rows",
+            ErrorType.PAYLOAD_TOO_LARGE,
+        )
+    if size > limits.max_bytes:
+        raise Refused(
+            f"the query returns more than a step may output ({limits.max_bytes} bytes): aggregate, LIMIT, or take "
+            "fewer columns",
+            ErrorType.PAYLOAD_TOO_LARGE,
+        )
+
+
+def _encoded(names: list[str], row: tuple[Any, ...]) -> bytes:
+    values = {name: _json(value) for name, value in zip(names, row, strict=True)}
+    if is_too_deep(values, _MAX_ROW_NESTING):
+        raise Refused(
+            f"a row of the answer is nested more than {_MAX_ROW_NESTING} levels deep", ErrorType.OUTPUT_INVALID
+        )
+    return orjson.dumps(values)
 
 
 def _load(connection: duckdb.DuckDBPyConnection, source: SourceFile) -> None:
     """Read a source into a table of its name, or beside it if its columns are still to be declared."""
     if source.is_empty and source.columns is None:
-        raise TerminalError(
-            f"source {source.name} has no rows, so nothing tells its columns: say `columns`", error_type="SourceEmpty"
-        )
+        raise Refused(f"source {source.name} has no rows, so nothing tells its columns: say `columns`", "SourceEmpty")
     if not source.is_empty:
         table = _quoted(source.name if source.columns is None else _beside(source))
-        connection.execute(f"CREATE TABLE {table} AS SELECT * FROM {_READERS[source.format]}", [str(source.path)])  # noqa: S608
+        connection.execute(f"CREATE TABLE {table} AS SELECT * FROM {_READERS[source.format]}", [source.path])  # noqa: S608
 
 
 def _declare(connection: duckdb.DuckDBPyConnection, source: SourceFile) -> None:

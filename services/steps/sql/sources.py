@@ -55,5 +55,8 @@ def format_of(source: Source) -> Format:
 
 def written(source: Source, path: Path) -> Path:
     """Write the rows or the text that a source carries into a file."""
-    path.write_bytes(orjson.dumps(source.rows) if source.rows is not None else (source.csv or "").encode())
+    try:
+        path.write_bytes(orjson.dumps(source.rows) if source.rows is not None else (source.csv or "").encode())
+    except (UnicodeEncodeError, orjson.JSONEncodeError) as error:
+        raise TerminalError(f"a source cannot be written: {error}", error_type="SourceRefused") from error
     return path

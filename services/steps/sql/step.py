@@ -1,12 +1,10 @@
 """One query per attempt, in a DuckDB of its own that can reach nothing but its sources.
 
 Sources are loaded first, with our own statements; then external access is switched off and the configuration locked;
-only then the query runs.
+only then the query runs. All of it in a process that holds no more than its memory and is killed with its attempt.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +12,24 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import aiohttp
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.fetch import open_session, refusal, unreachable
-from anabranch.services.steps.sql.query import Column, Limits, Query, SourceFile
-from anabranch.services.steps.sql.settings import SqlSettings
+from anabranch.services.steps.sql.settings import SqlSettings, bytes_of
 from anabranch.services.steps.sql.sources import Source, format_of, written
 from anabranch.services.steps.step_type import step_type
 from anabranch.shared.contracts.errors import ErrorType, TerminalError
+from anabranch.shared.contracts.limits import MAX_STEP_OUTPUT_BYTES, MIB
+from anabranch.shared.runtime.killable import KillableProcesses, ProcessLimits, killable
 
+_QUERY: Final = "anabranch.services.steps.sql.query:answer"
 _CONCURRENCY: Final = 4  # queries at once: each takes its memory limit and its threads
 _CHUNK_BYTES: Final = 256 * 1024
+_OF_THE_PROCESS_BYTES: Final = 128 * MIB  # Python and DuckDB themselves, and what DuckDB holds without counting it
+_OF_DUCKDB: Final = 0.8  # of the rest, what it is told: it is a little late to notice
+_FRAME_BYTES: Final = 1024  # the output's own names around columns and rows
 
 
 class Question(BaseModel):
@@ -36,6 +40,13 @@ class Question(BaseModel):
     sources: dict[str, Source] = Field({}, description="The tables of the query, by name.")
     query: str
     max_rows: int = Field(10_000, ge=1, le=100_000, description="More rows than this are an error.")
+
+
+class Column(BaseModel):
+    """A column of the answer and its SQL type."""
+
+    name: str
+    type: str
 
 
 class Table(BaseModel):
@@ -51,58 +62,60 @@ class Tools:
     """What all attempts share."""
 
     session: aiohttp.ClientSession
-    threads: ThreadPoolExecutor
+    processes: KillableProcesses
     settings: SqlSettings
 
 
 @asynccontextmanager
 async def open_tools() -> AsyncIterator[Tools]:
     """Open what all attempts share."""
-    threads = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="sql")
-    async with open_session() as session:
-        yield Tools(session, threads, SqlSettings())
-    threads.shutdown(wait=False, cancel_futures=True)
+    settings = SqlSettings()
+    limits = ProcessLimits(bytes_of(settings.sql_memory_limit))
+    async with (
+        open_session() as session,
+        killable(_QUERY, processes=settings.concurrency or _CONCURRENCY, limits=limits) as processes,
+    ):
+        yield Tools(session, processes, settings)
 
 
 @step_type("sql", description="Query CSV, Parquet and JSON with SQL.", concurrency=_CONCURRENCY, lifespan=open_tools)
 async def sql(given: Question, context: StepContext) -> Table:
     """Load the sources, close the doors, run the query."""
     tools: Tools = context.resource
-    settings = tools.settings
     with TemporaryDirectory(prefix="anabranch-sql-") as directory:
         places = [Path(directory, str(number)) for number in range(len(given.sources))]
         files = [
             await _file(name, source, place, tools)
             for place, (name, source) in zip(places, given.sources.items(), strict=True)
         ]
-        limits = Limits(settings.sql_memory_limit, settings.sql_threads, given.max_rows)
-        query = Query(files, given.query, limits, Path(directory))
-        columns, rows = await _in_thread(query, tools.threads)
-    return Table(columns=columns, rows=rows, row_count=len(rows))
+        answer = await tools.processes.run(_request(given, files, directory, tools.settings))
+    return Table.model_validate(orjson.loads(answer))
 
 
-async def _in_thread(query: Query, threads: ThreadPoolExecutor) -> tuple[list[Column], list[dict[str, Any]]]:
-    """Run the query in a thread; a cancelled attempt interrupts it and waits for its end."""
-    running = asyncio.get_running_loop().run_in_executor(threads, query.run)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        query.interrupt()
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()
-        raise
+def _request(given: Question, files: list[dict[str, Any]], directory: str, settings: SqlSettings) -> bytes:
+    """Return what the process is asked; its limits follow from its memory."""
+    limits = {
+        "memory_bytes": int((bytes_of(settings.sql_memory_limit) - _OF_THE_PROCESS_BYTES) * _OF_DUCKDB),
+        "spill_bytes": settings.sql_max_spill_bytes,
+        "threads": settings.sql_threads,
+        "max_rows": given.max_rows,
+        "max_bytes": MAX_STEP_OUTPUT_BYTES - _FRAME_BYTES,
+    }
+    return orjson.dumps({"query": given.query, "sources": files, "directory": directory, "limits": limits})
 
 
-async def _file(name: str, source: Source, place: Path, tools: Tools) -> SourceFile:
-    """Return the file that holds a source."""
+async def _file(name: str, source: Source, place: Path, tools: Tools) -> dict[str, Any]:
+    """Return the file that holds a source, as the query's process is told of it."""
     if source.url is not None:
         path = await _fetched(source.url, place, tools)
     elif source.path is not None:
         path = _below(tools.settings.sql_directory, source.path)
     else:
         path = written(source, place)
-    return SourceFile(name, path, format_of(source), source.columns, is_empty=source.rows == [])
+    return {
+        "name": name, "path": str(path), "format": format_of(source), "columns": source.columns,
+        "is_empty": source.rows == [],
+    }  # fmt: skip
 
 
 async def _fetched(url: str, path: Path, tools: Tools) -> Path:
@@ -129,9 +142,13 @@ def _below(directory: Path | None, relative: str) -> Path:
         raise TerminalError(
             "`path` sources need ANABRANCH_SQL_DIRECTORY on the step service", error_type="SourceRefused"
         )
-    path = (directory / relative).resolve()
+    try:
+        path = (directory / relative).resolve()
+        is_file = path.is_file()
+    except (OSError, ValueError) as error:  # a NUL, or longer than a name may be
+        raise TerminalError(f"{relative[:200]!r} is no path", error_type="SourceRefused") from error
     if not path.is_relative_to(directory.resolve()):
         raise TerminalError(f"{relative} is outside the directory of sources", error_type="SourceRefused")
-    if not path.is_file():
+    if not is_file:
         raise TerminalError(f"there is no source {relative}", error_type="SourceMissing")
     return path

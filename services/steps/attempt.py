@@ -76,10 +76,12 @@ class Attempt:
         if self._task is not None:
             self._task.cancel()
 
-    def is_killed(self) -> bool:
-        """Whether its task was cancelled by another than `end`: the worker itself is going down."""
-        assert self._task is not None
-        return self._task.cancelling() > (self.ending is not None)
+    def is_running(self) -> bool:
+        """Whether its task is what runs now: a coroutine that is thrown away is closed by another, or by none."""
+        try:
+            return asyncio.current_task() is self._task
+        except RuntimeError:  # no loop runs
+            return False
 
     def stop_timer(self) -> None:
         """Forget its time limit, it is over."""

@@ -1,14 +1,15 @@
 """What a handler is told of the attempt it runs, and how it reports back."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
-from pydantic_core import to_json, to_jsonable_python
+import orjson
+from pydantic_core import to_json
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.shared.contracts.ids import idempotency_key
-
-MAX_PROGRESS_BYTES: Final = 4 * 1024  # one record renews up to 200 leases: their progress must fit into it
+from anabranch.shared.contracts.limits import MAX_NESTING, MAX_PROGRESS_BYTES
+from anabranch.shared.contracts.nesting import is_too_deep
 
 
 class StepContext:
@@ -18,7 +19,7 @@ class StepContext:
     `resource` is what the step type's lifespan opened.
     """
 
-    __slots__ = ("_clock", "_log", "attempt", "deadline", "progress", "resource", "run_id", "step", "tenant")
+    __slots__ = ("_clock", "_log", "_progress", "attempt", "deadline", "resource", "run_id", "step", "tenant")
 
     def __init__(
         self,
@@ -38,9 +39,14 @@ class StepContext:
         self.tenant = tenant
         self.deadline = deadline
         self.resource = resource
-        self.progress: Any = None
+        self._progress: Any = None
         self._clock = clock
         self._log = log
+
+    @property
+    def progress(self) -> Any:
+        """What `heartbeat` was last told, as JSON values."""
+        return self._progress
 
     @property
     def idempotency_key(self) -> str:
@@ -61,9 +67,13 @@ class StepContext:
         """Say how far the work is: any JSON of at most 4 KiB. It travels with the next renewal of the lease.
 
         Costs nothing before an attempt is leased, and needs not be called to keep the lease. May be called from a
-        thread. Raises `ValueError` when the progress is too large or is not JSON.
+        thread. Raises `ValueError` when the progress is too large, too deep or not JSON.
         """
-        size = len(to_json(progress))
-        if size > MAX_PROGRESS_BYTES:
+        encoded = to_json(progress, inf_nan_mode="null")
+        if len(encoded) > MAX_PROGRESS_BYTES:
+            size = len(encoded)
             raise ValueError(f"progress of {self.step} is {size} bytes as JSON, at most {MAX_PROGRESS_BYTES} travel")
-        self.progress = to_jsonable_python(progress)
+        plain = orjson.loads(encoded)
+        if is_too_deep(plain):
+            raise ValueError(f"progress of {self.step} is nested deeper than {MAX_NESTING} levels")
+        self._progress = plain

@@ -10,12 +10,14 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import orjson
 import structlog
-from pydantic import BaseModel
 
 from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.guard import Failure, Guard, Outcome, Returned, failure_of, to_bytes
 from anabranch.services.steps.step_type import StepType
 from anabranch.services.steps.worker import Invoke
 from anabranch.shared.contracts.errors import AnabranchError
@@ -34,7 +36,7 @@ async def invoker(step_type: StepType[Any, Any], concurrency: int) -> AsyncItera
     """
     match step_type.runs_in:
         case "loop":
-            yield step_type.handler
+            yield Guard(step_type).in_loop
         case "thread":
             pool: Executor = ThreadPoolExecutor(concurrency, thread_name_prefix=step_type.name)
             yield _InThread(step_type, pool)
@@ -47,11 +49,11 @@ async def invoker(step_type: StepType[Any, Any], concurrency: int) -> AsyncItera
 
 class _InThread:
     def __init__(self, step_type: StepType[Any, Any], pool: Executor) -> None:
-        self._handler = step_type.handler
+        self._guard = Guard(step_type)
         self._pool = pool
 
-    async def __call__(self, given: BaseModel, context: StepContext) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._handler, given, context)
+    async def __call__(self, given: object, context: StepContext) -> Outcome:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._guard.here, given, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +75,18 @@ class _InProcess:
         self._concurrency = concurrency
         self._pool = self._new_pool()
 
-    async def __call__(self, given: BaseModel, context: StepContext) -> Any:
+    async def __call__(self, given: object, context: StepContext) -> Outcome:
         about = _Attempt(context.run_id, context.step, context.attempt, context.tenant, context.remaining_s())
         pool = self._pool
         try:
-            return await asyncio.get_running_loop().run_in_executor(
+            answer = await asyncio.get_running_loop().run_in_executor(
                 pool, _run_in_process, self._module, self._name, given, about
             )
         except BrokenProcessPool as error:
             if self._pool is pool:  # the first to notice
                 self._pool = self._new_pool()
             raise HandlerProcessDied(f"the process that ran {context.step} ended") from error
+        return Returned(orjson.loads(answer)) if isinstance(answer, bytes) else answer
 
     def stop(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -93,8 +96,12 @@ class _InProcess:
         return ProcessPoolExecutor(self._concurrency, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _run_in_process(module: str, name: str, given: BaseModel, about: _Attempt) -> Any:
-    step_type: StepType[Any, Any] = getattr(importlib.import_module(module), name)
+def _run_in_process(module: str, name: str, given: object, about: _Attempt) -> bytes | Failure:
+    """Run an attempt in a process of the pool. What goes back over the pipe is bytes and plain text."""
+    try:
+        guard = _guard_of(module, name)
+    except BaseException as error:  # noqa: BLE001  what importing the handler's module raises
+        return failure_of(error)
     context = StepContext(
         run_id=about.run_id,
         step=about.step,
@@ -104,4 +111,10 @@ def _run_in_process(module: str, name: str, given: BaseModel, about: _Attempt) -
         clock=time.monotonic,
         log=structlog.get_logger(),
     )
-    return step_type.handler(given, context)
+    return to_bytes(guard.here(given, context))
+
+
+@lru_cache(maxsize=1)  # a process serves one type
+def _guard_of(module: str, name: str) -> Guard[Any, Any]:
+    step_type: StepType[Any, Any] = getattr(importlib.import_module(module), name)
+    return Guard(step_type)

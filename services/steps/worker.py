@@ -20,15 +20,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Final, Generic
 
-from pydantic import ValidationError
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.steps import answers
 from anabranch.services.steps.attempt import Attempt, Ending
 from anabranch.services.steps.cancellations import Cancellations
 from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.guard import Failure, Guard, Outcome, Returned, failure_of
 from anabranch.services.steps.lately import Lately
 from anabranch.services.steps.leases import Leases
 from anabranch.services.steps.metrics import Facts
@@ -50,13 +50,21 @@ from anabranch.services.steps.sending import NothingSettles, Sending
 from anabranch.services.steps.settings import WorkerSettings
 from anabranch.services.steps.step_type import In, Out, StepType
 from anabranch.shared.contracts.codec import Encoded, Undecodable, decode, headers_of, trace_id_or
-from anabranch.shared.contracts.errors import ErrorType
+from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.ids import attempt_id
 from anabranch.shared.contracts.messages import COMMANDS, AttemptStarted, RunStep
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.topics import TopicNames
 
-Invoke = Callable[[Any, StepContext], Awaitable[Any]]
+Invoke = Callable[[object, StepContext], Awaitable[Outcome]]
+"""Runs one attempt: from the input of its command to an outcome."""
+
+
+_TAKES_EVERY: Final = 5  # polls: a worker that has not asked for commands for as long takes none
+
+
+class CancelledByStranger(AnabranchError):
+    """A task that the worker cannot do without was cancelled by what a handler did: nothing can be relied on."""
 
 
 class Worker(Generic[In, Out]):
@@ -80,8 +88,6 @@ class Worker(Generic[In, Out]):
         resource: Any = None,
     ) -> None:
         self._type = step_type
-        self._input_of = step_type.input_of()
-        self._output_of = step_type.output_of()
         self._name = name
         self._topics = topics
         self._inbox = topics.inbox
@@ -92,7 +98,7 @@ class Worker(Generic[In, Out]):
         self._log = log.bind(uses=step_type.name)
         self._settings = settings
         self._facts = facts or Facts()
-        self._invoke: Invoke = invoke or step_type.handler
+        self._invoke: Invoke = invoke or Guard(step_type).in_loop
         self._resource = resource
 
         self._sending = Sending(results)
@@ -107,6 +113,9 @@ class Worker(Generic[In, Out]):
         self._facts.watch_busy(lambda: self._busy)
         self._renewals = 0
         self._is_paused = False
+        self._is_stopping = False
+        self._is_going_down = False  # what is cancelled now is being killed
+        self._asked_at = float("-inf")  # for commands, on the loop's clock
         self._has_room = asyncio.Event()
         self._is_released = asyncio.Event()
         self._suspects = asyncio.Lock()
@@ -118,30 +127,61 @@ class Worker(Generic[In, Out]):
         self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            # 1. Know what was cancelled, then take.
-            await self._learn_cancellations()
-            background = [
-                tasks.create_task(work, name=f"worker: {name}")
-                for name, work in (
-                    ("settle", self._sending.keep_settling()),
-                    ("write notes", self._notes.keep_writing()),
-                    ("read notes", self._notes.keep_reading()),
-                    ("count takes", self._notes.keep_counting()),
-                    ("lease", self._leases.keep_leasing()),
-                    ("renew", self._leases.keep_renewing()),
-                    ("commit", self._keep_committing()),
-                    ("follow cancellations", self._follow_cancellations()),
-                )
-            ]
-            await self._commands.start(self)
-            taking = tasks.create_task(self._keep_taking(), name="worker: take commands")
-            # 2. Work.
-            await stopping.wait()
-            taking.cancel()
-            # 3. Hand over.
-            await self._stop(self._loop.time() + self._settings.stop_timeout_s)
-            for task in background:
-                task.cancel()
+            try:
+                await self._serve(stopping)
+            finally:
+                self._is_going_down = True
+
+    async def _serve(self, stopping: asyncio.Event) -> None:
+        # 1. Know what was cancelled, then take.
+        await self._learn_cancellations()
+        background = [
+            self._tasks.create_task(self._vital(name, work), name=f"worker: {name}")
+            for name, work in (
+                ("settle", self._sending.keep_settling()),
+                ("write notes", self._notes.keep_writing()),
+                ("read notes", self._notes.keep_reading()),
+                ("count takes", self._notes.keep_counting()),
+                ("lease", self._leases.keep_leasing()),
+                ("renew", self._leases.keep_renewing()),
+                ("commit", self._keep_committing()),
+                ("follow cancellations", self._follow_cancellations()),
+            )
+        ]
+        await self._commands.start(self)
+        taking = self._tasks.create_task(
+            self._vital("take commands", self._keep_taking()), name="worker: take commands"
+        )
+        # 2. Work.
+        await stopping.wait()
+        self._is_stopping = True
+        taking.cancel()
+        # 3. Hand over.
+        await self._stop(self._loop.time() + self._settings.stop_timeout_s)
+        for task in background:
+            task.cancel()
+
+    async def _vital(self, name: str, work: Awaitable[None]) -> None:
+        """Do what the worker cannot do without: if it ends, the worker does. Only the worker itself may cancel it."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            if self._is_stopping or self._is_going_down:
+                raise
+            self._is_going_down = True
+            raise CancelledByStranger(f"a handler cancelled the worker's own task: {name}") from None
+        except BaseException:
+            self._is_going_down = True
+            raise
+
+    @property
+    def is_taking(self) -> bool:
+        """Whether commands were asked for lately; a full worker asks too."""
+        return not self._is_going_down and self._loop.time() - self._asked_at < _TAKES_EVERY * self._settings.poll_s
+
+    def in_hand(self) -> list[str]:
+        """Return the attempts whose handler runs: who is suspect if the process ends now."""
+        return [attempt.id for attempt in self._attempts.values() if attempt.started_at and not attempt.is_over]
 
     async def _stop(self, deadline: float) -> None:
         """Leave the group first, so that others take over; then finish what is leased, or give it back."""
@@ -174,6 +214,7 @@ class Worker(Generic[In, Out]):
     async def _keep_taking(self) -> None:
         while True:
             await self._until_room()
+            self._asked_at = self._loop.time()
             for record in await self._commands.take(max(1, self._room()), self._settings.poll_s):
                 self._accept(record)
 
@@ -194,6 +235,7 @@ class Worker(Generic[In, Out]):
             self._commands.pause(list(self._partitions))
             self._is_paused = True
             wait_s = self._settings.poll_s
+            self._asked_at = self._loop.time()
             for record in await self._commands.take(1, 0):  # of a partition that came after the pause
                 self._accept(record)
         if self._is_paused:
@@ -279,16 +321,25 @@ class Worker(Generic[In, Out]):
             self._tasks.create_task(self._attempt(self._ready.popleft()))
 
     async def _attempt(self, attempt: Attempt) -> None:
-        """Run one attempt to its answer. Its task is cancelled to end it, for a reason, or because all ends."""
+        """Run one attempt to its answer. Its task is cancelled to end it, for a reason, or because all ends.
+
+        A cancellation that nobody asked for is the handler's own doing, and so is a `GeneratorExit` in a running task.
+        """
         attempt.runs_in(asyncio.current_task())
         try:
             answer = await self._answer_of(attempt)
-        except asyncio.CancelledError as error:
-            if attempt.is_killed():
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            if self._is_going_down or not attempt.is_running():
                 raise
-            answer = self._ended(attempt, error)
+            answer = self._ended(attempt, failure_of(error))
+        except BaseException:
+            self._is_going_down = True
+            raise
         finally:
             self._leave_slot(attempt)
+        self._conclude(attempt, answer)
+
+    def _conclude(self, attempt: Attempt, answer: answers.Answer | None) -> None:
         if answer is not None:
             self._answer(attempt, answer)
         elif attempt.ending is Ending.LAPSED:
@@ -310,29 +361,18 @@ class Worker(Generic[In, Out]):
         return await self._handled(attempt)
 
     async def _handled(self, attempt: Attempt) -> answers.Answer | None:
-        command = attempt.command
-        try:
-            parsed = self._input_of(command.input)
-        except ValidationError as error:
-            return answers.input_invalid(command, error)
         context = self._start(attempt)
         try:
-            output = await self._invoke(parsed, context)
-        except Exception as error:  # noqa: BLE001  whatever a handler raises is its attempt's failure
-            return self._ended(attempt, error)
-        return self._checked(attempt, output)
+            outcome = await self._invoke(attempt.command.input, context)
+        except Exception as error:  # noqa: BLE001  the process that ran it died, for instance
+            outcome = failure_of(error)
+        if type(outcome) is Returned:  # it did succeed, also if it was told to stop
+            return answers.succeeded(attempt.command, outcome.value, self._duration_ms(attempt))
+        assert isinstance(outcome, Failure)
+        return self._ended(attempt, outcome)
 
-    def _checked(self, attempt: Attempt, output: object) -> answers.Answer:
-        """Return the answer of an attempt whose handler returned, also if it was told to stop: it did succeed."""
-        duration_ms = self._duration_ms(attempt)
-        try:
-            valid = self._output_of(output)
-        except ValidationError as error:
-            return answers.failed(attempt.command, ErrorType.OUTPUT_INVALID, str(error), duration_ms)
-        return answers.succeeded(attempt.command, valid, duration_ms)
-
-    def _ended(self, attempt: Attempt, error: BaseException | None) -> answers.Answer | None:
-        """Return the answer of an attempt whose handler raised, or was ended: then for what reason, counts."""
+    def _ended(self, attempt: Attempt, failure: Failure | None) -> answers.Answer | None:
+        """Return the answer of an attempt that failed, or was ended: then for what reason, counts."""
         match attempt.ending:
             case Ending.TIMED_OUT:
                 return answers.timed_out(attempt.command, self._duration_ms(attempt))
@@ -341,8 +381,8 @@ class Worker(Generic[In, Out]):
             case Ending.LAPSED | Ending.HANDED_BACK:
                 return None
             case None:
-                assert error is not None
-                return answers.raised(attempt.command, error, self._duration_ms(attempt))
+                assert failure is not None
+                return answers.failed(attempt.command, failure, self._duration_ms(attempt))
 
     def _start(self, attempt: Attempt) -> StepContext:
         command, now_s = attempt.command, self._loop.time()
@@ -363,8 +403,9 @@ class Worker(Generic[In, Out]):
         return context
 
     def _limit(self, attempt: Attempt) -> None:
-        if attempt.timer is None and attempt.context is not None:
-            attempt.timer = self._loop.call_at(attempt.context.deadline, attempt.end, Ending.TIMED_OUT)
+        if attempt.timer is None and attempt.started_at is not None:
+            deadline = attempt.started_at + attempt.command.timeout_s  # the context is the handler's
+            attempt.timer = self._loop.call_at(deadline, attempt.end, Ending.TIMED_OUT)
 
     def _leave_slot(self, attempt: Attempt) -> None:
         self._busy -= 1
@@ -381,10 +422,7 @@ class Worker(Generic[In, Out]):
 
     def _answer(self, attempt: Attempt, answer: answers.Answer) -> None:
         """Append the answer; what follows, follows its acknowledgement."""
-        encoded = answers.encode_attempt(answer, attempt.command, attempt.id, self._source)
-        failure = answers.too_large(attempt.command, answer, encoded.value)
-        if failure is not None:
-            answer, encoded = failure, answers.encode_attempt(failure, attempt.command, attempt.id, self._source)
+        answer, encoded = answers.encode_answer(answer, attempt.command, attempt.id, self._source)
         kind = type(answer).__name__
         is_small = len(encoded.value) <= self._settings.memory_result_bytes
         if is_small:
@@ -419,7 +457,11 @@ class Worker(Generic[In, Out]):
 
     def _send(self, run_id: str, encoded: Encoded, then: Callable[[], object]) -> None:
         key = run_id.encode()
-        self._sending.append(self._inbox, partition_of(key, self._topics.runs), key, encoded, then)
+        try:
+            self._sending.append(self._inbox, partition_of(key, self._topics.runs), key, encoded, then)
+        except BaseException:  # the outbox has failed: nothing more is answered
+            self._is_going_down = True
+            raise
 
     def _dead_letter(self, record: CommandRecord, partition: PartitionInHand, reason: str) -> None:
         """Put a record that is no command aside; its offset is released when the letter is acknowledged."""

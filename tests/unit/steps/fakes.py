@@ -22,7 +22,7 @@ from anabranch.services.steps.ports import (
 )
 from anabranch.services.steps.settings import WorkerSettings
 from anabranch.services.steps.step_type import StepType, step_type
-from anabranch.services.steps.worker import Worker
+from anabranch.services.steps.worker import Invoke, Worker
 from anabranch.shared.contracts.codec import Headers, Undecodable, decode
 from anabranch.shared.contracts.messages import DEAD_LETTERS, INBOX, CancelStep, DeadLetter, InboxMessage, RunStep
 from anabranch.shared.contracts.topics import TopicNames
@@ -320,6 +320,7 @@ def a_world(
     memory: FakeMemory | None = None,
     worker_class: type[Worker[Any, Any]] = Worker,
     witness: Witness | None = None,
+    invoke: Invoke | None = None,
     **settings: Any,
 ) -> World:
     """A world whose worker has not started."""
@@ -337,6 +338,7 @@ def a_world(
         now_ms=now_ms,
         log=structlog.get_logger(),
         settings=WorkerSettings(**settings),
+        invoke=invoke,
     )
     return World(worker, commands, results, memory, control, witness)
 

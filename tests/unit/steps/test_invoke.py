@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.guard import Returned
 from anabranch.services.steps.invoke import HandlerProcessDied, invoker
 from anabranch.services.steps.step_type import StepTypeInvalid, step_type
 from tests.support.apart import Given, Where, apart
@@ -29,18 +30,19 @@ def a_context() -> StepContext:
 async def test_a_blocking_handler_runs_in_a_thread_and_may_tell_its_progress() -> None:
     context = a_context()
     async with invoker(threaded, 2) as invoke:
-        where = await invoke(Given(), context)
-    assert (where.thread, where.pid, where.key) == ("threaded_0", os.getpid(), "r/s")
+        where = await invoke({}, context)
+    assert where == Returned({"thread": "threaded_0", "pid": os.getpid(), "key": "r/s"})
     assert context.progress == {"in": "thread"}
 
 
 async def test_a_computing_handler_runs_in_a_process_whose_death_fails_the_attempt_only() -> None:
     async with invoker(apart, 1) as invoke:
         with pytest.raises(HandlerProcessDied):
-            await invoke(Given(dies=True), a_context())
-        where = await invoke(Given(), a_context())
-    assert where.pid != os.getpid()
-    assert (where.thread, where.key) == ("60", "r/s")
+            await invoke({"dies": True}, a_context())
+        where = await invoke({}, a_context())
+    assert isinstance(where, Returned)
+    assert where.value.pop("pid") != os.getpid()
+    assert where.value == {"thread": "60", "key": "r/s"}
 
 
 def test_a_handler_without_models_is_refused_with_what_to_do() -> None:
@@ -74,7 +76,7 @@ async def test_the_loop_is_not_blocked_by_a_thread() -> None:
         return Where(thread="", pid=0, key="")
 
     async with invoker(waits, 1) as invoke:
-        waiting = asyncio.create_task(invoke(Given(), a_context()))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(invoke({}, a_context()))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         release.set()
-        assert (await waiting).pid == 0
+        assert await waiting == Returned({"thread": "", "pid": 0, "key": ""})

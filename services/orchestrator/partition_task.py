@@ -12,7 +12,7 @@ more, drain, checkpoint, close. What each error leads to stands in `ports.ON_ERR
 
 import asyncio
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,7 @@ from anabranch.services.orchestrator.core import changelog
 from anabranch.services.orchestrator.core.decide import RULES_VERSION, Decision
 from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, SetTimer
 from anabranch.services.orchestrator.core.partition import Partition, to_runs
+from anabranch.services.orchestrator.core.transitions import Ignore
 from anabranch.services.orchestrator.core.turn import SOURCE
 from anabranch.services.orchestrator.metrics import OrchestratorMetrics
 from anabranch.services.orchestrator.ports import ON_ERROR, Answer, InboxRecord, LogError, PartitionLog
@@ -56,9 +57,12 @@ class PartitionTask:
         metrics: OrchestratorMetrics,
         logger: FilteringBoundLogger,
         pace: Pace = Pace(),
+        *,
+        now_ms: Callable[[], int],
     ) -> None:
         self._log = log
         self._topic = topic
+        self._now_ms = now_ms  # this host's wall clock
         self._metrics = metrics
         self._logger = logger.bind(partition=log.partition, assignment=log.assignment)
         self._pace = pace
@@ -159,7 +163,7 @@ class PartitionTask:
         self._offset = None if checkpoint is None else checkpoint.offset
         for run_id, run in self._partition.runs.items():
             for timer_id, due_ms in run.timers().items():
-                self._set_timer(run_id, SetTimer(timer_id, due_ms), self._partition.at)
+                self._set_timer(run_id, SetTimer(timer_id, due_ms), max(self._partition.at, self._now_ms()))
         await self._log.seek(self._offset)
         self._restored = True
         self._metrics.restored(seconds=loop.time() - started, records=len(records))
@@ -242,16 +246,19 @@ class PartitionTask:
             match effect:
                 case Append():
                     self._log.append(effect)
-                case SetTimer():
+                case SetTimer() if decision.ignored is Ignore.EARLY_TIMER:  # our clock is ahead: go by the broker's
                     self._set_timer(run_id, effect, at_ms)
+                case SetTimer():  # the record may have waited, or be decided again after a take-over
+                    self._set_timer(run_id, effect, max(at_ms, self._now_ms()))
                 case DropTimer():
                     self._timers.drop(run_id, effect.timer_id)
         if decision.ended:
             self._timers.drop_run(run_id)
 
-    def _set_timer(self, run_id: str, effect: SetTimer, at_ms: int) -> None:
+    def _set_timer(self, run_id: str, effect: SetTimer, now_ms: int) -> None:
+        """Arm a timer for what remains of it. One that fires too early, since a clock is ahead, is armed again."""
         now = asyncio.get_running_loop().time()
-        self._timers.set(run_id, effect.timer_id, effect.due_ms, now + max(0, effect.due_ms - at_ms) / 1000)
+        self._timers.set(run_id, effect.timer_id, effect.due_ms, now + max(0, effect.due_ms - now_ms) / 1000)
 
     def _fire_due_timers(self) -> None:
         for due in self._timers.take_due(asyncio.get_running_loop().time()):

@@ -7,7 +7,6 @@ may pass; a new assignment begins unpaused, so its partitions are paused in the 
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -18,6 +17,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from anabranch.services.steps.ports import AssignmentListener, CancelRecord, CommandRecord, CommitRefused
 from anabranch.shared.contracts.limits import MIB
+from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import new_consumer
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReader
@@ -30,11 +30,6 @@ _MAX_FETCHED_BYTES: Final = 32 * MIB
 _POLL_S: Final = 0.5  # far below max.poll.interval
 
 Fail = Callable[[BaseException], Awaitable[None]]
-
-
-def now_ms() -> int:
-    """Return this host's wall clock, to be compared with broker times with a margin."""
-    return time.time_ns() // 1_000_000
 
 
 def group_of(settings: Settings, uses: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final, NoReturn
 from uuid import uuid4
 
 from anabranch.services.steps.invoke import invoker
-from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl, now_ms
+from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl
 from anabranch.services.steps.metrics import WorkerMetrics
 from anabranch.services.steps.redis_memory import RedisMemory
 from anabranch.services.steps.settings import StepServiceSettings
@@ -16,6 +16,7 @@ from anabranch.services.steps.step_type import StepType
 from anabranch.services.steps.worker import Worker
 from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEP_TYPES, STEPS, Topic
+from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Deadline, Service, run_service

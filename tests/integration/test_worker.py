@@ -20,7 +20,7 @@ from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.redis import LocalRedis
 from anabranch.services.steps import kafka_ports
 from anabranch.services.steps.context import StepContext
-from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl, group_of, now_ms
+from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl, group_of
 from anabranch.services.steps.ports import Asked, CommandRecord, CommitRefused, MemoryUnavailable, Note, Remembered
 from anabranch.services.steps.redis_memory import RedisMemory
 from anabranch.services.steps.settings import StepServiceSettings, WorkerSettings
@@ -31,6 +31,7 @@ from anabranch.shared.contracts.messages import INBOX as INBOX_MESSAGES
 from anabranch.shared.contracts.messages import RunStep
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEPS
 from anabranch.shared.runtime.clients import new_admin
+from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 

@@ -205,6 +205,15 @@ def _rebalance(world: "World") -> None:
     world.random.choice((world.inbox_group, world.steps_group)).rebalance()
 
 
+def _hand_over_again_and_again(world: "World") -> None:
+    """Partitions change hands, or are taken over anew, before anybody has had them for long."""
+    at_s, until_s = world.loop.now, CALM_AT_S - 2
+    while at_s < until_s:
+        world.loop.later(at_s - world.loop.now, world.inbox_group.rebalance)
+        at_s += world.random.uniform(0.5, 2.0)
+    world.weather.count("series of hand-overs")
+
+
 def _more_workers(world: "World") -> None:
     slot = world.add_worker()
     world.loop.later(world.random.uniform(5, 30), _remove, slot)
@@ -258,6 +267,7 @@ _FAULTS: dict[str, tuple[int, Callable[["World"], None]]] = {
     "stop orchestrator": (2, _stop("orchestrator")),
     "stop worker": (2, _stop("worker")),
     "rebalance": (3, _rebalance),
+    "hand over again and again": (2, _hand_over_again_and_again),
     "more workers": (2, _more_workers),
     "listener raises": (1, _listener_raises),
     "poison": (1, _poison),

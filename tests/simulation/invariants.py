@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sized
+from functools import partial
 from typing import TYPE_CHECKING
 
 from anabranch.services.orchestrator.core import changelog
@@ -64,6 +65,7 @@ def check(world: "World") -> list[str]:
     faults = list(world.unhandled)
     told = [_tell(world, partition) for partition in range(world.broker.topics.runs)]
     faults += [f"partition {number}: {fault}" for number, one in enumerate(told) for fault in one.faults]
+    faults += _check_lateness(world, told)
     faults += _check_ends(world)
     faults += _check_events(world, told)
     faults += _check_outputs(world, told)
@@ -78,12 +80,24 @@ def check(world: "World") -> list[str]:
 def _tell(world: "World", partition: int) -> Told:
     inbox = world.broker.log(world.broker.topics.inbox, partition).records
     last = Restored(partition, world.broker.changelogs[partition].live())
-    told = tell(inbox, [r for r in world.restored if r.partition == partition] + [last])
+    restored = [r for r in world.restored if r.partition == partition] + [last]
+    told = tell(inbox, restored, partial(world.holding.between, partition))
     value = last.live.get(changelog.CHECKPOINT_KEY)
     offset = 0 if value is None else changelog.restore({changelog.CHECKPOINT_KEY: value})[1].offset  # type: ignore[union-attr]
     if offset != len(inbox):
         told.faults.append(f"stopped at offset {offset} of {len(inbox)}")
     return told
+
+
+LATE_S = 6.0  # of holding the partition: as long as an outage of it, with what is slow added
+"""How late a timer may be acted upon."""
+
+
+def _check_lateness(world: "World", told: list[Told]) -> list[str]:
+    """A timer that is due is acted upon as soon as somebody holds the partition, whoever held it when it was set."""
+    if world.is_restoring:
+        return []
+    return [f"timer {one.late} was acted upon {one.latest_s:g} s late" for one in told if one.latest_s > LATE_S]
 
 
 def _check_ends(world: "World") -> list[str]:

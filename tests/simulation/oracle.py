@@ -1,6 +1,6 @@
 """What the inbox alone says: every record decided once, in order, in one process that nothing happens to."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,9 +40,15 @@ class Told:
     ended_at: dict[tuple[str, str], int] = field(default_factory=dict)  # (run, step) -> offset of its end
     needs: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    latest_s: float = 0.0  # how long the latest of all timers was due while somebody could have acted upon it
+    late: str = ""  # which that was
 
 
-def tell(inbox: Iterable[Record], restored: Iterable[Restored]) -> Told:
+Held = Callable[[int, int], float]
+"""How many seconds between two broker times (ms) somebody held the partition and could append to it."""
+
+
+def tell(inbox: Iterable[Record], restored: Iterable[Restored], held: Held) -> Told:
     """Decide a partition of the inbox, and compare every changelog that was restored on the way."""
     told = Told()
     waiting = sorted(((_offset(r.live), r.live) for r in restored), key=lambda pair: pair[0])
@@ -50,6 +56,7 @@ def tell(inbox: Iterable[Record], restored: Iterable[Restored]) -> Told:
     for record in inbox:
         while waiting and waiting[-1][0] <= record.offset:
             _compare(told, *waiting.pop())
+        _note_lateness(told, record, held)
         _decide(told, record)
     while waiting:
         _compare(told, *waiting.pop())
@@ -73,6 +80,15 @@ def _decide(told: Told, record: Record) -> None:
                 _note(told, part.run_id, effect)
         if decision.turn is not None:
             _note_ends(told, decision.turn.run, decision.turn.changed, record.offset)
+
+
+def _note_lateness(told: Told, record: Record, held: Held) -> None:
+    """See for how long the timers that are due by the time of this record could have been acted upon."""
+    at = max(told.partition.at, record.at_ms)
+    for run in told.partition.runs.values():
+        for timer_id, due_ms in run.timers().items():
+            if at > due_ms and (late_s := held(due_ms, at)) > told.latest_s:
+                told.latest_s, told.late = late_s, f"{timer_id} of run {run.id} at offset {record.offset}"
 
 
 def _note(told: Told, run_id: str, effect: Append) -> None:

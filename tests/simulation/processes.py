@@ -160,7 +160,7 @@ class OrchestratorProcess(Process):
             on_restore=self._on_restore,
         )  # fmt: skip
         metrics = cast(OrchestratorMetrics, Metrics(self.broker.weather))
-        return self._task_type(log, self.broker.topics.inbox, metrics, self._logger)
+        return self._task_type(log, self.broker.topics.inbox, metrics, self._logger, now_ms=lambda: now_ms(self.broker))
 
     def _rejoin(self) -> None:
         wake(self._member.rejoin)

@@ -69,6 +69,11 @@ class _ForgetsEarlyTimers(PartitionTask):
             super()._act(decision, run_id, at_ms)
 
 
+class _StartsTimersAnew(PartitionTask):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"now_ms": lambda: 0}))
+
+
 class _ReadsUncommitted(MemoryLog):
     committed_only = False
 
@@ -121,6 +126,7 @@ RULES: Final[Mapping[str, Product]] = {
     ),
     "timers through the log": Product(task=_DecidesTimersItself),
     "early timers armed again": Product(task=_ForgetsEarlyTimers, favoured=("step time",)),
+    "timers armed for what remains": Product(task=_StartsTimersAnew, favoured=("hand over again and again",)),
     "Finished memory": Product(),
     "commands in hand and lately finished": Product(worker=_TakesRepeats),
     "Redis memory": Product(

@@ -22,6 +22,7 @@ from . import invariants
 from .broker import Broker, Log, Record
 from .faults import CALM_AT_S, Plan, climate_of
 from .group import Group
+from .holding import Holding
 from .oracle import Restored
 from .partition_log import MemoryLog
 from .processes import OrchestratorProcess, Process, WorkerProcess
@@ -91,6 +92,7 @@ class World:
     ended: set[str] = field(default_factory=set)  # runs whose last event is in its topic
     unhandled: list[str] = field(default_factory=list)
     started: list[Host] = field(default_factory=list)  # every process there ever was
+    is_restoring: bool = False  # after every record: then records wait for long before they set their timers
 
     def __post_init__(self) -> None:
         self.inbox_group = Group(self.loop, self.weather, TOPICS.runs)
@@ -99,6 +101,8 @@ class World:
         self.task_type: type[PartitionTask] = self.product.task
         self.slots: list[Slot] = []
         self.poisoned = 0
+        self.holding = Holding(self)
+        self.loop.later(0, self.holding.look)
         self.broker.on_append = self._on_append
         self.loop.set_exception_handler(self._on_unhandled)
 
@@ -268,7 +272,7 @@ def simulate(
     random = Random(seed)
     loop = VirtualLoop()
     weather = Weather(random, climate_of(random))
-    world = World(random, loop, weather, Broker(loop, weather, TOPICS), product, logger)
+    world = World(random, loop, weather, Broker(loop, weather, TOPICS), product, logger, is_restoring=restoring)
     if restoring:
         world.task_type = RestoringTask.of(product.task)
     product.prepare(world)

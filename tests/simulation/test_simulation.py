@@ -45,6 +45,7 @@ ALWAYS_DRAWN = (
     "losses of Redis",
     "workers added and removed",
     "rebalances",
+    "series of hand-overs",
     "graceful stops",
     "poison messages",
     "processes ended by an error",

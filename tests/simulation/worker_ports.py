@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def now_ms(broker: Broker) -> int:
-    """Return what the clock of a worker's machine says."""
+    """Return what the clock of a process's machine says; broker time may be ahead of it or behind."""
     return EPOCH_MS + round(1000 * broker.loop.now)
 
 

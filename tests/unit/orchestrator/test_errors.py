@@ -40,7 +40,9 @@ async def test_what_follows_an_error_is_what_the_document_says(
     log = ScriptedLog(Fault(verb, 1, error("told to")))
     log.feed(SUBMISSION.encode())
     pace = Pace(checkpoint_s=0.001, restore_backoff_s=0.0)
-    task = PartitionTask(log, "inbox", OrchestratorMetrics(new_registry()), structlog.get_logger(), pace)
+    task = PartitionTask(
+        log, "inbox", OrchestratorMetrics(new_registry()), structlog.get_logger(), pace, now_ms=lambda: 0
+    )
     running = asyncio.create_task(task.run())
     if answer is Answer.END_PROCESS:
         with pytest.raises(error, match="told to"):

@@ -50,6 +50,16 @@ MAX_RECORD_BYTES: Final = 6 * MIB
 # What a run's first event repeats of its submission; with the ids and types of all steps it fits into a message.
 MAX_REPEATED_BYTES: Final = 2 * MIB
 
+# What a run may hold: inputs, labels, outputs, errors and progress of its steps. 10,000 steps of 3 KiB, or 32 of the
+# largest outputs. A run is one document for whoever asks for it, put together in memory.
+MAX_RUN_BYTES: Final = 32 * MIB
+MAX_FULL_RUN_ERROR_CHARS: Final = 200  # of the message of a step that fails when its run is full: 10,000 of them fit
+
+# What one record may lead to. The rest goes on by a Continue record; a step more may be over it.
+MAX_TURN_BYTES: Final = 4 * MIB
+# Commands of one run that are out and not answered: all its workers have half of what they may hold themselves.
+MAX_WINDOW_BYTES: Final = 16 * MIB
+
 # How long anything may wait, seconds.
 MAX_WAIT_S: Final = 30 * 24 * 3600
 DEFAULT_RUN_TIMEOUT_S: Final = 900.0

@@ -122,7 +122,7 @@ def _compare(told: Told, offset: int, live: Mapping[bytes, bytes]) -> None:
 def _runs(partition: Partition) -> dict[str, object]:
     return {
         run.id: (run.submission, run.started_at, run.at, run.seq, run.continued, run.stop, run.error, run.steps,
-                 run.open, run.in_flight, run.unmet, run.unhappy, _ready(run))
+                 run.open, run.in_flight, run.in_flight_bytes, run.held, run.unmet, run.unhappy, _ready(run))
         for run in partition.runs.values()
     }  # fmt: skip
 

@@ -97,7 +97,7 @@ def _changed(run: Run, indices: set[int], written: set[int]) -> Iterable[Change]
     yield key.encode(), _dump(_HEAD, head)
     for index in sorted(indices):
         if index != HEAD:
-            yield f"{key}/{run.pipeline.steps[index].id}".encode(), _dump(_STEP, run.steps[index])
+            yield f"{key}/{run.pipeline.steps[index].id}".encode(), _dump_step(run.steps[index])
     written |= indices | {HEAD}
 
 
@@ -167,6 +167,12 @@ def _restore_run(submission: SubmitRun, head: Head, steps: Mapping[str, Step]) -
         run.steps[run.pipeline.index[step_id]] = step
     run.recount()
     return run
+
+
+def _dump_step(step: Step) -> bytes:
+    """Return the step; its output is JSON already."""
+    dumped: bytes = _STEP.serializer.to_json(step, exclude_defaults=True, exclude={"output"})
+    return dumped if step.output is None else b'%b,"output":%b}' % (dumped[:-1], step.output)
 
 
 def _dump(adapter: TypeAdapter[Any], value: Any) -> bytes:

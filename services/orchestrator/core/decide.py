@@ -9,10 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from pydantic_core import to_json
-
 from anabranch.services.orchestrator.core import settle
-from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, Effect, SetTimer
+from anabranch.services.orchestrator.core.effects import Append, Channel, Effect, SetTimer
 from anabranch.services.orchestrator.core.graph import NO_PIPELINE, compile_pipeline
 from anabranch.services.orchestrator.core.state import (
     GRACE,
@@ -25,17 +23,17 @@ from anabranch.services.orchestrator.core.state import (
     Stop,
     StopReason,
 )
-from anabranch.services.orchestrator.core.status import DISPATCHED, RunStatus, StepStatus
+from anabranch.services.orchestrator.core.status import RunStatus, StepStatus
 from anabranch.services.orchestrator.core.transitions import TABLE, Fact, Ignore
 from anabranch.services.orchestrator.core.turn import SOURCE, Turn, Unsaid, finished
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.errors import ErrorType, StepError
 from anabranch.shared.contracts.ids import attempt_id, timer_id, trace_id_of_run
-from anabranch.shared.contracts.limits import MAX_PROGRESS_BYTES, MAX_REPEATED_BYTES
+from anabranch.shared.contracts.limits import MAX_PROGRESS_BYTES, MAX_REPEATED_BYTES, MAX_RUN_BYTES
 from anabranch.shared.contracts.times import rfc3339
 
-RULES_VERSION: Final = 1
+RULES_VERSION: Final = 2
 """Raised whenever the same log would be decided otherwise; the golden logs in tests/golden hold it."""
 
 
@@ -111,9 +109,8 @@ def _begin(run: Run | None, message: m.SubmitRun, at: int) -> Decision:
     pipeline = compile_pipeline(message.definition)
     run = Run.begin(message, pipeline, at)
     turn = Turn(run, at)
-    size = len(to_json((message.inputs, message.labels)))
-    if size > MAX_REPEATED_BYTES:
-        words = f"inputs and labels take {size} bytes; at most {MAX_REPEATED_BYTES} are allowed"
+    if run.held > MAX_REPEATED_BYTES:
+        words = f"inputs and labels take {run.held} bytes; at most {MAX_REPEATED_BYTES} are allowed"
         return refuse(message, StepError.of(ErrorType.PAYLOAD_TOO_LARGE, words), at)
     turn.emit(_started(run))
     turn.effects.append(SetTimer(RUN_TIMEOUT, run.timeout_at))
@@ -193,11 +190,7 @@ def _step_timer(run: Run, message: m.TimerFired, kind: str, step_id: str, at: in
 
 def _grace_ends(run: Run, at: int) -> Decision:
     turn = Turn(run, at)
-    turn.stop = None if run.stop is None else replace(run.stop, grace_over=True)
-    turn.effects.append(DropTimer(GRACE))
-    for index, step in enumerate(run.steps):
-        if step.cancelling and step.status in DISPATCHED:
-            turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
+    settle.wait_no_longer(turn)
     return _settled(turn)
 
 
@@ -261,7 +254,7 @@ def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object)
         due_at=turn.at + round(1000 * lease_s),
         suspected=False,
         refusals=0,
-        progress=step.progress if progress is None or settle.is_heavy(progress, MAX_PROGRESS_BYTES) else progress,
+        progress=step.progress if progress is None or _is_too_heavy(turn, progress) else progress,
     )
     if step.status is not StepStatus.RUNNING:
         turn.change(index, held)
@@ -271,9 +264,13 @@ def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object)
         turn.move(index, held)
 
 
+def _is_too_heavy(turn: Turn, progress: object) -> bool:
+    return turn.held + MAX_PROGRESS_BYTES > MAX_RUN_BYTES or settle.is_heavy(progress, MAX_PROGRESS_BYTES)
+
+
 def _timer_due(turn: Turn, index: int, step: Step, fact: Fact) -> None:
     if fact is Fact.RETRY_DUE:
-        settle.dispatch(turn, index, step)
+        _next_attempt(turn, index, step)
     elif fact is Fact.SEND_DUE:
         settle.send_again(turn, index, step)
     else:
@@ -302,7 +299,7 @@ def _lost(turn: Turn, index: int, step: Step) -> None:
 
 
 def _next_attempt(turn: Turn, index: int, step: Step) -> None:
-    if step.cancelling:
+    if step.cancelling or settle.is_stopping(turn, index):
         turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
     else:
         settle.dispatch(turn, index, step)

@@ -1,5 +1,6 @@
 """Apply what happened to a step, then settle: dispatch what is ready, skip what cannot run, end the run, until nothing
-changes. A turn settles `STEPS_PER_TURN` steps at most; a larger expansion goes on by a `ContinueRun` through the inbox.
+changes. A turn settles `STEPS_PER_TURN` steps at most, and appends little more than `MAX_TURN_BYTES`; a larger
+expansion goes on by a `ContinueRun` through the inbox.
 """
 
 from base64 import b64encode
@@ -11,9 +12,10 @@ from pydantic_core import to_json
 
 from anabranch.services.orchestrator.core.effects import Channel, DropTimer, SetTimer
 from anabranch.services.orchestrator.core.graph import TRANSFORM, Node
-from anabranch.services.orchestrator.core.state import GRACE, RUN_TIMEOUT, Step, Stop, StopReason
-from anabranch.services.orchestrator.core.status import DISPATCHED, RunStatus, StepStatus
+from anabranch.services.orchestrator.core.state import GRACE, RUN_TIMEOUT, Step, Stop, StopReason, size_of
+from anabranch.services.orchestrator.core.status import DISPATCHED, TERMINAL, RunStatus, StepStatus
 from anabranch.services.orchestrator.core.turn import Turn, finished
+from anabranch.services.orchestrator.core.values import StepValues, encoded
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Encoded
 from anabranch.shared.contracts.errors import ErrorType, StepError
@@ -29,7 +31,9 @@ from anabranch.shared.contracts.ids import attempt_id, idempotency_key
 from anabranch.shared.contracts.limits import (
     MAX_ERROR_DETAILS_BYTES,
     MAX_ERROR_TYPE_CHARS,
+    MAX_FULL_RUN_ERROR_CHARS,
     MAX_MESSAGE_BYTES,
+    MAX_RUN_BYTES,
     MAX_STEP_INPUT_BYTES,
     MAX_STEP_OUTPUT_BYTES,
 )
@@ -53,7 +57,7 @@ _REASON_CHARS: Final = 500
 
 def settle(turn: Turn) -> None:
     """Bring the run to rest, or as far as one turn goes."""
-    while turn.budget:
+    while not turn.is_spent:
         index = _next_to_settle(turn)
         if index is None:
             break
@@ -61,13 +65,15 @@ def settle(turn: Turn) -> None:
         _settle_step(turn, index)
     if not turn.open:
         end_as(turn, _outcome(turn))
-    elif not turn.budget and _more_to_settle(turn):
+    elif turn.is_spent and _more_to_settle(turn):
         _continue_later(turn)
     turn.flush()
 
 
 def stop(turn: Turn, why: Stop) -> None:
-    """Start nothing new: cancel what waits, ask the workers to stop what runs, and give them a grace to answer."""
+    """Start nothing new. Settling cancels what waits and asks the workers to stop what runs, in as many turns as it
+    takes; they have a grace to answer.
+    """
     turn.stop = why
     turn.swept = 0
     if why.reason is not StopReason.FAIL_FAST:
@@ -76,21 +82,35 @@ def stop(turn: Turn, why: Stop) -> None:
         turn.error = StepError.of(ErrorType.RUN_TIMEOUT, why.message)  # status and error of a run agree
     grace_ms = round(1000 * turn.run.submission.settings.cancel_grace_s)
     turn.effects.append(SetTimer(GRACE, why.at_ms + grace_ms))
-    for index in range(len(turn.run.steps)):
-        _stop_step(turn, index)
 
 
-def _stop_step(turn: Turn, index: int) -> None:
+def wait_no_longer(turn: Turn) -> None:
+    """The grace is over: settling cancels what has not answered."""
+    turn.stop = None if turn.stop is None else replace(turn.stop, grace_over=True)
+    turn.swept = 0
+    turn.effects.append(DropTimer(GRACE))
+
+
+def is_stopping(turn: Turn, index: int) -> bool:
+    """Whether the run is stopping and the step with it."""
+    return turn.stop is not None and not _spared(turn, index)
+
+
+def _is_to_stop(turn: Turn, index: int) -> bool:
     step = turn.step(index)
-    if step.status is StepStatus.PENDING or _spared(turn, index):
-        return
-    if step.status is StepStatus.WAITING or step.is_held_back:
-        turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
-        if step.is_held_back:  # a refusal may be wrong: some worker may have it
-            _tell_worker_to_stop(turn, index, step.attempt)
-    elif step.status in DISPATCHED and not step.cancelling:
-        turn.move(index, replace(step, cancelling=True))
+    if step.status in TERMINAL or not is_stopping(turn, index):
+        return False
+    return not step.cancelling or (turn.stop is not None and turn.stop.grace_over)
+
+
+def _stop_step(turn: Turn, index: int, step: Step) -> None:
+    if step.status in DISPATCHED and not step.cancelling:
         _tell_worker_to_stop(turn, index, step.attempt)
+        # One that is held back is not waited for; it is told all the same: a refusal may be wrong.
+        if turn.stop is not None and not turn.stop.grace_over and not step.is_held_back:
+            turn.move(index, replace(step, cancelling=True))
+            return
+    turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
 
 
 def _tell_worker_to_stop(turn: Turn, index: int, attempt: int) -> None:
@@ -108,22 +128,24 @@ def _spared(turn: Turn, index: int) -> bool:
 
 
 def _next_to_settle(turn: Turn) -> int | None:
-    if turn.stop is not None:
-        steps = turn.run.steps
-        while turn.swept < len(steps):
-            index = turn.swept
-            turn.swept += 1
-            if turn.step(index).status is StepStatus.PENDING and not _spared(turn, index):
-                return index
-    if turn.in_flight < turn.run.submission.settings.window:
+    index = _next_to_stop(turn)
+    if index is None and turn.has_window:
         return turn.next_ready()
-    return None
+    return index
+
+
+def _next_to_stop(turn: Turn) -> int | None:
+    """Return the first step that is still to be stopped."""
+    if turn.stop is None:
+        return None
+    steps = len(turn.run.steps)
+    while turn.swept < steps and not _is_to_stop(turn, turn.swept):
+        turn.swept += 1
+    return turn.swept if turn.swept < steps else None
 
 
 def _more_to_settle(turn: Turn) -> bool:
-    if turn.stop is not None and turn.swept < len(turn.run.steps):
-        return True
-    return turn.has_ready and turn.in_flight < turn.run.submission.settings.window
+    return _next_to_stop(turn) is not None or (turn.has_ready and turn.has_window)
 
 
 def _continue_later(turn: Turn) -> None:
@@ -135,8 +157,8 @@ def _continue_later(turn: Turn) -> None:
 
 def _settle_step(turn: Turn, index: int) -> None:
     step = turn.step(index)
-    if turn.stop is not None and not _spared(turn, index):
-        turn.change(index, finished(step, StepStatus.CANCELLED, turn.at))
+    if is_stopping(turn, index):
+        _stop_step(turn, index, step)
         return
     try:
         holds = _condition_holds(turn, index)
@@ -162,13 +184,7 @@ def _context(turn: Turn, expression: Template | Condition) -> dict[str, Any]:
         return {}
 
     def step_values(step_id: str) -> Mapping[str, Any]:
-        step = turn.step(turn.run.pipeline.index[step_id])
-        return {
-            "status": step.status.value,
-            "output": step.output,
-            "error": None if step.error is None else step.error.model_dump(),
-            "attempt": step.attempt,
-        }
+        return StepValues(turn.step(turn.run.pipeline.index[step_id]))
 
     run = _run_values(turn) if names_run(expression.paths) else {}
     return context_for(expression.paths, turn.run.submission.inputs, step_values, run)
@@ -193,22 +209,22 @@ def _run_values(turn: Turn) -> dict[str, Any]:
 def dispatch(turn: Turn, index: int, step: Step) -> None:
     """Send out the step's next attempt; answer it at once when the core serves its type."""
     node = turn.node(index)
-    next_step = step.queued(turn.at)
     try:
         value = node.input.render(_context(turn, node.input))
     except ExpressionError as error:
-        fail(turn, index, next_step, StepError.of(ErrorType.EXPRESSION_ERROR, f"`with`: {error}"))
+        fail(turn, index, step.queued(turn.at), StepError.of(ErrorType.EXPRESSION_ERROR, f"`with`: {error}"))
         return
     if node.uses == TRANSFORM:
-        _finish_with(turn, index, next_step, turn.at, value.get("value"))
+        _finish_with(turn, index, step.queued(turn.at), turn.at, value.get("value"))
         return
-    record = _command(turn, node, next_step.attempt, value)
-    if len(record.value) > MAX_STEP_INPUT_BYTES:
-        fail(turn, index, next_step, _too_large("its input", len(record.value), MAX_STEP_INPUT_BYTES))
+    record = _command(turn, node, step.attempt + 1, value)
+    size = len(record.value)
+    if size > MAX_STEP_INPUT_BYTES:
+        fail(turn, index, step.queued(turn.at), _too_large("its input", size, MAX_STEP_INPUT_BYTES))
         return
     turn.append(Channel.COMMANDS, idempotency_key(turn.run.id, node.id), record, node.uses)
-    turn.move(index, next_step)
-    turn.note_queued(index, next_step.attempt)
+    turn.move(index, step.queued(turn.at, size))
+    turn.note_queued(index, step.attempt + 1)
 
 
 def hold_back(turn: Turn, index: int, step: Step, refused: m.CommandRefused) -> None:
@@ -238,6 +254,9 @@ def send_again(turn: Turn, index: int, step: Step) -> None:
 
     Workers know it by its attempt, should it be a repeat; and by the time of its cause that it may be an old one.
     """
+    if is_stopping(turn, index):
+        _stop_step(turn, index, step)
+        return
     node = turn.node(index)
     try:
         value = node.input.render(_context(turn, node.input))
@@ -294,16 +313,27 @@ def succeed(turn: Turn, index: int, message: m.AttemptSucceeded) -> None:
 
 
 def _finish_with(turn: Turn, index: int, step: Step, started_at: int, output: Any) -> None:
-    size = len(to_json(output))
-    if size > MAX_STEP_OUTPUT_BYTES:
-        fail(turn, index, replace(step, started_at=started_at), _too_large("its output", size, MAX_STEP_OUTPUT_BYTES))
+    held = encoded(output)
+    error = _does_not_fit(turn, len(held))
+    if error is not None:
+        fail(turn, index, replace(step, started_at=started_at), error)
         return
-    turn.change(index, step.succeeded(turn.at, started_at, output))
+    turn.change(index, step.succeeded(turn.at, started_at, None if output is None else held), output=output)
+
+
+def _does_not_fit(turn: Turn, size: int) -> StepError | None:
+    """Return what is wrong with an output of this size, if anything is."""
+    if size > MAX_STEP_OUTPUT_BYTES:
+        return _too_large("its output", size, MAX_STEP_OUTPUT_BYTES)
+    if turn.held + size > MAX_RUN_BYTES:
+        words = f"its output takes {size} bytes and the run holds {turn.held} already; a run may hold {MAX_RUN_BYTES}"
+        return StepError.of(ErrorType.PAYLOAD_TOO_LARGE, f"{words}: store values elsewhere and output where")
+    return None
 
 
 def fail_attempt(turn: Turn, index: int, message: m.AttemptFailed) -> None:
     """The current attempt failed: wait for the next, or fail the step."""
-    error = _kept(message.error)
+    error = _that_fits(turn, _kept(message.error))
     step = replace(with_start(turn, turn.step(index), message.duration_ms), error=error)
     verdict = _retry_verdict(turn, index, step, message)
     match verdict:
@@ -318,7 +348,7 @@ def fail_attempt(turn: Turn, index: int, message: m.AttemptFailed) -> None:
 
 def _retry_verdict(turn: Turn, index: int, step: Step, message: m.AttemptFailed) -> RetryDecision:
     node = turn.node(index)
-    if step.cancelling or (turn.stop is not None and not _spared(turn, index)):
+    if step.cancelling or is_stopping(turn, index):
         return GiveUp("the run is stopping")
     verdict = decide_retry(
         node.retry,
@@ -344,7 +374,7 @@ def fail(turn: Turn, index: int, step: Step, error: StepError, *, timed_out: boo
     """The step has failed for good; unless it may, so has the run, and `fail_fast` stops it."""
     node = turn.node(index)
     status = StepStatus.TIMED_OUT if timed_out else StepStatus.FAILED
-    turn.change(index, finished(step, status, turn.at, error=error, output=None))
+    turn.change(index, finished(step, status, turn.at, error=_that_fits(turn, error), output=None))
     if node.continue_on_error or turn.is_stopped_for_good:  # what breaks while it is stopped is not why the run ends
         return
     turn.fail_run(StepError.of(error.type, f"step {node.id}: {error.message}", {"step": node.id}))
@@ -367,6 +397,14 @@ def _kept(error: StepError) -> StepError:
     heavy = error.details is not None and is_heavy(error.details, MAX_ERROR_DETAILS_BYTES)
     details = {"omitted": f"more than {MAX_ERROR_DETAILS_BYTES} bytes"} if heavy else error.details
     return StepError.of(error.type[:MAX_ERROR_TYPE_CHARS], error.message, details)
+
+
+def _that_fits(turn: Turn, error: StepError) -> StepError:
+    """Return the error, or as much of it as a run keeps that is full."""
+    if turn.held + size_of(error) <= MAX_RUN_BYTES:
+        return error
+    details = {"omitted": f"the run holds {turn.held} bytes already"}
+    return StepError.of(error.type, error.message[:MAX_FULL_RUN_ERROR_CHARS], details)
 
 
 def is_heavy(value: Any, limit: int) -> bool:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import PlainValidator
+from pydantic_core import to_json
 
 from anabranch.services.orchestrator.core.graph import Pipeline
 from anabranch.services.orchestrator.core.status import IN_FLIGHT, TERMINAL, StepStatus
@@ -29,6 +32,16 @@ class StopReason(StrEnum):
     TIMED_OUT = "timed_out"
 
 
+Output = Annotated[bytes, PlainValidator(to_json)]
+"""An output's JSON; a step of the changelog has it as it is."""
+
+
+def size_of(error: StepError) -> int:
+    """Return how many bytes of its run's limit an error takes."""
+    details = 0 if error.details is None else len(to_json(error.details))
+    return len(error.type.encode()) + len(error.message.encode()) + details
+
+
 @dataclass(slots=True)
 class Step:
     """One node of a run. Times are milliseconds of broker time.
@@ -44,12 +57,13 @@ class Step:
     queued_at: int | None = None
     started_at: int | None = None
     finished_at: int | None = None
-    output: Any = None
+    output: Output | None = None
     error: StepError | None = None
     due_at: int | None = None  # of its one timer: waiting, its retry; running, its lease; queued, when it is sent again
     suspected: bool = False  # the lease has lapsed once
     cancelling: bool = False  # its worker was told to stop
     progress: Any = None
+    sent: int = 0  # bytes of its command while it is in flight
     refusals: int = 0  # times that its topic did not take this attempt's command
 
     @property
@@ -62,17 +76,27 @@ class Step:
         """How many attempts count against the retry policy."""
         return self.attempt - self.losses - self.given_back
 
-    def queued(self, at: int) -> "Step":
-        """Return the step with its next attempt sent out at `at`.
+    @property
+    def held(self) -> int:
+        """How many bytes of its run's limit it takes."""
+        held = 0 if self.output is None else len(self.output)
+        if self.error is not None:
+            held += size_of(self.error)
+        if self.progress is not None:
+            held += len(to_json(self.progress))
+        return held
+
+    def queued(self, at: int, sent: int = 0) -> "Step":
+        """Return the step with its next attempt sent out at `at`, in a command of `sent` bytes.
 
         Written out, as `succeeded` is: `dataclasses.replace` takes twice the time, and every step goes this way.
         """
         return Step(
             StepStatus.QUEUED, self.attempt + 1, self.losses, self.given_back, at, None, self.finished_at, self.output,
-            None, None, False, self.cancelling,
+            None, None, False, self.cancelling, None, sent,
         )  # fmt: skip
 
-    def succeeded(self, at: int, started_at: int, output: Any) -> "Step":
+    def succeeded(self, at: int, started_at: int, output: bytes | None) -> "Step":
         """Return the step ended at `at` with its output."""
         return Step(
             StepStatus.SUCCEEDED, self.attempt, self.losses, self.given_back, self.queued_at, started_at, at, output,
@@ -101,8 +125,8 @@ class Stop:
 class Run:
     """One execution of a pipeline.
 
-    `unmet`, `unhappy`, `backlog`, `in_flight` and `open` follow from `steps`: they are what makes a transition touch
-    only the step it concerns. Steps are known by their index in the pipeline's order.
+    `unmet`, `unhappy`, `backlog`, `in_flight`, `open` and `held` follow from `steps`: they are what makes a transition
+    touch only the step it concerns. Steps are known by their index in the pipeline's order.
     """
 
     submission: SubmitRun
@@ -120,6 +144,8 @@ class Run:
     unhappy: list[int] = field(default_factory=list)  # needs that ended so that `succeeded()` does not hold
     backlog: list[int] = field(default_factory=list)  # pending steps without unmet needs, last first
     in_flight: int = 0
+    in_flight_bytes: int = 0  # of the commands of steps in flight
+    held: int = 0  # bytes of inputs, labels, outputs, errors and progress
     open: int = 0  # steps that are not terminal
     id: str = field(init=False)
     trace_id: str = field(init=False)
@@ -142,6 +168,7 @@ class Run:
             unhappy=[0] * len(pipeline.steps),
             backlog=list(pipeline.roots_last_first),
             open=len(pipeline.steps),
+            held=_held_from_the_start(submission),
         )
 
     @property
@@ -176,8 +203,11 @@ class Run:
         pipeline = self.pipeline
         self.unmet = list(pipeline.need_counts)
         self.unhappy = [0] * len(self.steps)
-        self.in_flight = self.open = 0
+        self.in_flight = self.in_flight_bytes = self.open = 0
+        self.held = _held_from_the_start(self.submission)
         for index, step in enumerate(self.steps):
+            self.held += step.held
+            self.in_flight_bytes += step.sent
             if step.status not in TERMINAL:
                 self.open += 1
                 self.in_flight += step.status in IN_FLIGHT
@@ -188,3 +218,7 @@ class Run:
                 self.unhappy[dependent] += not happy
         pending = (i for i, step in enumerate(self.steps) if step.status is StepStatus.PENDING)
         self.backlog = sorted((i for i in pending if not self.unmet[i]), reverse=True)
+
+
+def _held_from_the_start(submission: SubmitRun) -> int:
+    return len(to_json((submission.inputs, submission.labels)))

@@ -62,7 +62,7 @@ TABLE: Final[dict[S, dict[Fact, Next | Ignore]]] = {
         Fact.CANCELLED: _LOST,
         Fact.REFUSED: _LOST,  # failed: it is too large for its topic
         Fact.RETRY_DUE: Ignore.NOT_WAITING,
-        Fact.SEND_DUE: frozenset({S.QUEUED, S.FAILED}),  # failed: its input cannot be rendered
+        Fact.SEND_DUE: frozenset({S.QUEUED, S.FAILED, S.CANCELLED}),  # failed: its input cannot be rendered
         Fact.LEASE_DUE: Ignore.NO_LEASE,
     },
     S.RUNNING: {
@@ -83,7 +83,7 @@ TABLE: Final[dict[S, dict[Fact, Next | Ignore]]] = {
         Fact.FAILED: Ignore.ALREADY_ANSWERED,
         Fact.CANCELLED: Ignore.ALREADY_ANSWERED,
         Fact.REFUSED: Ignore.ALREADY_ANSWERED,
-        Fact.RETRY_DUE: frozenset({S.QUEUED, S.FAILED}),  # failed: its input cannot be rendered
+        Fact.RETRY_DUE: frozenset({S.QUEUED, S.FAILED, S.CANCELLED}),  # failed: its input cannot be rendered
         Fact.SEND_DUE: Ignore.NOT_WAITING,
         Fact.LEASE_DUE: Ignore.NO_LEASE,
     },

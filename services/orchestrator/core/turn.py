@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from heapq import heappop, heappush
 from operator import neg
-from typing import Final
+from typing import Any, Final
 
 from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, Effect, SetTimer
 from anabranch.services.orchestrator.core.graph import Node
@@ -19,7 +19,7 @@ from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Encoded, encode
 from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.ids import event_id
-from anabranch.shared.contracts.limits import STEPS_PER_TURN
+from anabranch.shared.contracts.limits import MAX_TURN_BYTES, MAX_WINDOW_BYTES, STEPS_PER_TURN
 from anabranch.shared.contracts.times import rfc3339
 
 SOURCE: Final = "/anabranch/orchestrator"
@@ -44,8 +44,9 @@ class Turn:
     """Everything one record changes in a run. Reads see the changes; the run sees them at `commit`."""
 
     __slots__ = (
-        "_event", "_queued", "_ready", "_taken", "_unhappy", "_unmet", "at", "budget", "changed",
-        "continued", "effects", "ended", "error", "in_flight", "open", "run", "seq", "stop", "swept", "trace_id",
+        "_event", "_queued", "_ready", "_taken", "_unhappy", "_unmet", "at", "budget", "bytes_left", "changed",
+        "continued", "effects", "ended", "error", "held", "in_flight", "in_flight_bytes", "open", "run", "seq", "stop",
+        "swept", "trace_id",
     )  # fmt: skip
 
     def __init__(self, run: Run, at: int) -> None:
@@ -55,11 +56,14 @@ class Turn:
         self.stop = run.stop
         self.error = run.error
         self.in_flight = run.in_flight
+        self.in_flight_bytes = run.in_flight_bytes
+        self.held = run.held
         self.open = run.open
         self.continued = run.continued
         self.swept = run.swept
         self.ended = False
         self.budget = STEPS_PER_TURN
+        self.bytes_left = MAX_TURN_BYTES
         self.trace_id = run.trace_id
         self.changed: dict[int, Step] = {}
         self.effects: list[Effect] = []
@@ -89,6 +93,16 @@ class Turn:
         """Whether a cancel or the run's own limit has stopped the run."""
         return self.stop is not None and self.stop.reason is not StopReason.FAIL_FAST
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether this record has led to as much as one may: the rest is another's."""
+        return self.budget <= 0 or self.bytes_left <= 0
+
+    @property
+    def has_window(self) -> bool:
+        """Whether one more step may be in flight."""
+        return self.in_flight < self.run.submission.settings.window and self.in_flight_bytes < MAX_WINDOW_BYTES
+
     # --- changing steps -------------------------------------------------------------------------------------------
 
     def move(self, index: int, after: Step) -> None:
@@ -96,6 +110,8 @@ class Turn:
         before = self.step(index)
         self.changed[index] = after
         self.in_flight += (after.status in IN_FLIGHT) - (before.status in IN_FLIGHT)
+        self.in_flight_bytes += after.sent - before.sent
+        self.held += after.held - before.held
         self._move_timer(self.node(index).id, before, after)
         if after.status in TERMINAL:
             self.open -= 1
@@ -159,6 +175,7 @@ class Turn:
 
     def append(self, channel: Channel, key: str, record: Encoded, step_type: str = "") -> None:
         """Have a record appended."""
+        self.bytes_left -= len(record.value)
         self.effects.append(Append(channel, key, record.value, record.headers, step_type))
 
     def emit(self, event: "Unsaid") -> None:
@@ -177,8 +194,16 @@ class Turn:
         """Return a run event as a record."""
         return self.encode(event, event_id(self.run.id, event.seq))
 
-    def change(self, index: int, step: Step, *, event_type: str | None = None, waiting_on: str | None = None) -> None:
-        """Move the step and say so in a run event."""
+    def change(
+        self,
+        index: int,
+        step: Step,
+        *,
+        output: Any = None,
+        event_type: str | None = None,
+        waiting_on: str | None = None,
+    ) -> None:
+        """Move the step and say so in a run event. `output` is the value of the step's own."""
         node = self.run.pipeline.steps[index]
         self.emit(
             partial(
@@ -193,7 +218,7 @@ class Turn:
                 queued_at=_time(step.queued_at),
                 started_at=_time(step.started_at),
                 finished_at=_time(step.finished_at),
-                output=step.output,
+                output=output,
                 error=step.error,
                 progress=step.progress,
                 waiting_on=waiting_on,
@@ -224,6 +249,7 @@ class Turn:
         run = self.run
         run.at, run.seq, run.stop, run.error = self.at, self.seq, self.stop, self.error
         run.in_flight, run.open, run.continued, run.swept = self.in_flight, self.open, self.continued, self.swept
+        run.in_flight_bytes, run.held = self.in_flight_bytes, self.held
         for index, step in self.changed.items():
             run.steps[index] = step
         for index, count in self._unmet.items():
@@ -249,6 +275,7 @@ def finished(step: Step, status: StepStatus, at: int, **changes: object) -> Step
         due_at=None,
         suspected=False,
         refusals=0,
+        sent=0,
         **changes,  # type: ignore[arg-type]
     )
 

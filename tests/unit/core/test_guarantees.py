@@ -35,7 +35,7 @@ lives = st.integers(min_value=0, max_value=2**32).map(random.Random)
 
 def _counters(run: Run) -> tuple[object, ...]:
     pending = [index for index in run.backlog if run.steps[index].status is StepStatus.PENDING]
-    return run.unmet, run.unhappy, pending, run.in_flight, run.open
+    return run.unmet, run.unhappy, pending, run.in_flight, run.in_flight_bytes, run.held, run.open
 
 
 def _check_counters(life: Life, _: Decision) -> None:
@@ -52,7 +52,7 @@ def _check_counters(life: Life, _: Decision) -> None:
 
 @given(lives)
 def test_counters_follow_from_the_steps_and_the_window_holds(chance: random.Random) -> None:
-    """`unmet`, `unhappy`, `backlog`, `in_flight` and `open` after every record."""
+    """`unmet`, `unhappy`, `backlog`, `in_flight`, `held` and `open` after every record."""
     live(chance, _check_counters)
 
 

@@ -40,6 +40,10 @@ chaos: $(INSTALLED) ## Run the long kill tests
 fuzz: $(INSTALLED) ## Draw what nobody has sent yet, for an hour (FUZZ_MINUTES=60 FUZZ_SEED=0 FUZZ_TARGETS=bodies,inbox)
 	@$(BIN)/python -m tests.fuzz
 
+.PHONY: hostile
+hostile: $(INSTALLED) ## Attack a running stack for ten minutes (HOSTILE_MINUTES=10 HOSTILE_SEED=0)
+	@$(BIN)/python -m tests.hostile
+
 .PHONY: bench
 bench: $(INSTALLED) ## Measure throughput and latency against the floor
 	@$(BIN)/python -m tests.performance.bench

@@ -269,7 +269,7 @@ def _wider(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-def _doubling(levels: int) -> dict[str, Any]:
+def doubling(levels: int) -> dict[str, Any]:
     """A schema each level of which asks for the next one twice."""
     defs: dict[str, Any] = {
         f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}, {"$ref": f"#/$defs/d{n + 1}"}]} for n in range(levels)
@@ -279,8 +279,8 @@ def _doubling(levels: int) -> dict[str, Any]:
 
 schemas = st.one_of(
     st.recursive(_SMALL, _wider, max_leaves=6),
-    st.sampled_from((2, 8, 16, 24)).map(_doubling),
-    st.sampled_from((2, 8, 14)).map(_doubling),
+    st.sampled_from((2, 8, 16, 24)).map(doubling),
+    st.sampled_from((2, 8, 14)).map(doubling),
     plain,
 )
 instances = st.one_of(

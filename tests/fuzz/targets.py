@@ -444,7 +444,7 @@ class Changelogs(Target):
             on_virtual_clock(restored(), meter)
 
 
-_COMMAND = st.fixed_dictionaries(
+commands = st.fixed_dictionaries(
     {
         "type": st.just("RunStep"),
         "run_id": _RUNS,
@@ -461,7 +461,9 @@ _COMMAND = st.fixed_dictionaries(
     },
     optional={"trace_id": st.sampled_from(TEXTS)},
 )
-_CANCEL = st.fixed_dictionaries({"type": st.just("CancelStep"), "run_id": _RUNS, "step": _STEPS, "attempt": _ATTEMPTS})
+cancellations = st.fixed_dictionaries(
+    {"type": st.just("CancelStep"), "run_id": _RUNS, "step": _STEPS, "attempt": _ATTEMPTS}
+)
 
 
 class Commands(Target):
@@ -469,15 +471,16 @@ class Commands(Target):
 
     name = "commands"
     cases = st.tuples(
-        st.lists(st.one_of(st.none(), wires(_COMMAND)), min_size=1, max_size=4), st.lists(wires(_CANCEL), max_size=3)
+        st.lists(st.one_of(st.none(), wires(commands)), min_size=1, max_size=4),
+        st.lists(wires(cancellations), max_size=3),
     )
 
     def check(self, case: Any) -> None:
-        commands, cancels = case
+        given, cancels = case
         with bounded("a turn of the worker's loop") as meter:
-            on_virtual_clock(self._work(commands, cancels), meter)
+            on_virtual_clock(self._work(given, cancels), meter)
 
-    async def _work(self, commands: Any, cancels: Any) -> None:
+    async def _work(self, given: Any, cancels: Any) -> None:
         world = a_world(serves=echo_type(Witness()))
         async with running(world):
             for wire in cancels:
@@ -486,7 +489,7 @@ class Commands(Target):
                         m.RunStep(run_id="r", step="a", attempt=1, uses="echo", tenant="t", timeout_s=1, at_ms=0)
                     )._replace(value=wire.raw)
                 )
-            for offset, wire in enumerate(commands, 1):
+            for offset, wire in enumerate(given, 1):
                 world.commands.deliver(None if wire is None else wire.raw, offset=offset)
             await asyncio.sleep(1000)
             right = m.RunStep(
@@ -499,10 +502,10 @@ class Commands(Target):
                 at_ms=10**16,
                 input={"text": "here"},
             )
-            world.commands.deliver(right.model_dump_json().encode(), offset=len(commands) + 1)
+            world.commands.deliver(right.model_dump_json().encode(), offset=len(given) + 1)
             await asyncio.sleep(1000)
             assert ("AttemptSucceeded", {"text": "here"}) in world.results.results(), world.results.results()
-            assert world.commands.commits.get(0, 0) == len(commands) + 2, f"committed up to {world.commands.commits}"
+            assert world.commands.commits.get(0, 0) == len(given) + 2, f"committed up to {world.commands.commits}"
 
 
 class Given(BaseModel):
@@ -654,7 +657,7 @@ def _error(kind: str, details: Any) -> Exception:
     return kinds[kind](details)
 
 
-_EVENTS = [
+EVENTS = [
     orjson.loads(event.model_dump_json())
     for event in (run_started(), steps_queued(2, "a", "b"), step_succeeded(3, "a", output={"x": 1}), run_ended(4))
 ]
@@ -664,14 +667,24 @@ class Events(Target):
     """Forged and broken run events, to history: the rest is projected, and documents stay JSON."""
 
     name = "events"
-    cases = st.lists(
-        st.one_of(st.none(), wires(st.sampled_from(_EVENTS), most=3), wires(plain)), min_size=1, max_size=6
-    )
+    cases = st.lists(st.one_of(st.none(), wires(st.sampled_from(EVENTS), most=3), wires(plain)), min_size=1, max_size=6)
 
     def check(self, case: Any) -> None:
         values_ = [b"" if wire is None else wire.raw for wire in case]
         with bounded("a turn of history's loop") as meter:
             on_virtual_clock(project(values_, are_honest=False), meter)
+
+
+announcements = st.fixed_dictionaries(
+    {
+        "type": st.just("StepTypeAnnounced"),
+        "name": st.one_of(st.sampled_from(("simulate", "transform", "x", "http")), st.sampled_from(TEXTS)),
+        "version": st.sampled_from(TEXTS),
+        "input_schema": st.one_of(language.schemas, plain),
+        "output_schema": st.one_of(st.just({}), language.schemas),
+    },
+    optional={"description": values},
+)
 
 
 class Announcements(Target):
@@ -681,18 +694,7 @@ class Announcements(Target):
     cases = st.tuples(
         st.lists(
             wires(
-                st.fixed_dictionaries(
-                    {
-                        "type": st.just("StepTypeAnnounced"),
-                        "name": st.one_of(
-                            st.sampled_from(("simulate", "transform", "x", "http")), st.sampled_from(TEXTS)
-                        ),
-                        "version": st.sampled_from(TEXTS),
-                        "input_schema": st.one_of(language.schemas, plain),
-                        "output_schema": st.one_of(st.just({}), language.schemas),
-                    },
-                    optional={"description": values},
-                ),
+                announcements,
                 most=1,
             ),
             min_size=1,

@@ -8,6 +8,7 @@ from aiohttp.typedefs import Handler
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.gateway import keys
+from anabranch.services.gateway.body import Bodies, ClientLeft
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import Pressure
@@ -22,6 +23,7 @@ from anabranch.shared.contracts.ids import new_run_id
 from anabranch.shared.contracts.limits import MAX_BODY_BYTES
 
 _UNMATCHED: Final = "unmatched"
+_CLIENT_LEFT: Final = 499  # nginx's number for it; no client ever sees it
 
 
 def create_app(
@@ -42,6 +44,7 @@ def create_app(
     app[keys.METRICS] = metrics
     app[keys.STEP_TYPES] = step_types
     app[keys.READER] = SubmissionReader(step_types, metrics)
+    app[keys.BODIES] = Bodies(settings.body_timeout_s, metrics)
     app[keys.PRESSURE] = pressure
     app[keys.INTAKE] = intake
     app[keys.READS] = reads
@@ -69,12 +72,20 @@ async def _with_problems(request: web.Request, handler: Handler) -> web.StreamRe
         return problem.response(_occurrence())
     except web.HTTPException as error:
         return of_http_error(error).response(_occurrence())
+    except ClientLeft:
+        return _to_nobody(request)
     except Exception:  # noqa: BLE001  the client learns nothing of our internals, the log all of them
         instance = _occurrence()
         request.app[keys.LOG].error("a request failed", path=request.path, instance=instance, exc_info=True)
         return ProblemError(
             Kind.INTERNAL, "Something went wrong on our side; the log has more under this instance."
         ).response(instance)
+
+
+def _to_nobody(request: web.Request) -> web.Response:
+    """Return the answer that nobody waits for: a client that goes away is no error."""
+    request.app[keys.METRICS].client_left()
+    return web.Response(status=_CLIENT_LEFT)
 
 
 def _occurrence() -> str:

@@ -1,12 +1,14 @@
-"""A request's body, never more of it in memory than a body may have."""
+"""A request's body, never more of it in memory than a body may have, nor more of all together than has room."""
 
+import asyncio
 from typing import Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from anabranch.services.gateway.problems import Kind, ProblemError
-from anabranch.shared.contracts.limits import MAX_BODY_BYTES
+from anabranch.services.gateway.metrics import GatewayMetrics
+from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
+from anabranch.shared.contracts.limits import KIB, MAX_BODY_BYTES, MIB
 
 JSON: Final = "application/json"
 YAML: Final = "application/yaml"
@@ -36,16 +38,66 @@ def media_type_of(request: web.Request) -> str:
     return known
 
 
-async def read_body(request: web.Request) -> bytes:
-    """Return the whole body. Raises a 413 problem as soon as it is known to be too large."""
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise _too_large()
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise _too_large() from error
-    except (web.RequestPayloadError, HttpProcessingError) as error:
-        raise ProblemError(Kind.UNREADABLE, "The body is not in the encoding that its headers announce.") from error
+class ClientLeft(Exception):
+    """The client went away before its request was whole: nobody's error, and nobody to answer."""
+
+
+# Of all bodies that are being received. Small ones are let in longer: a few slow large ones do not shut them out.
+_RECEIVING_BYTES: Final = 128 * MIB
+_LARGE_RECEIVING_BYTES: Final = 64 * MIB
+_SMALL_BYTES: Final = 64 * KIB
+
+
+class Bodies:
+    """Receives bodies, each within a time and all of them within so many bytes."""
+
+    def __init__(self, timeout_s: float, metrics: GatewayMetrics) -> None:
+        self._timeout_s = timeout_s
+        self._metrics = metrics
+        self.receiving_bytes = 0
+
+    async def read(self, request: web.Request) -> bytes:
+        """Return the whole body.
+
+        Raises `ClientLeft`, and a problem: 413 as soon as the body is known to be too large, 408 when it takes too
+        long, 503 when too much is being received, 400 when it is not in the encoding that its headers announce.
+        """
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            raise _too_large()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._received(request)
+        except TimeoutError as error:
+            raise ProblemError(
+                Kind.TOO_SLOW,
+                f"The body was not complete within {self._timeout_s:g} seconds.",
+                headers={"Connection": "close"},
+            ) from error
+        except ConnectionError as error:
+            raise ClientLeft from error
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            if request.transport is None or request.transport.is_closing():
+                raise ClientLeft from error
+            raise ProblemError(Kind.UNREADABLE, "The body is not in the encoding that its headers announce.") from error
+
+    async def _received(self, request: web.Request) -> bytes:
+        body = bytearray()
+        try:
+            while chunk := await request.content.readany():
+                if len(body) + len(chunk) > MAX_BODY_BYTES:
+                    raise _too_large()
+                self.receiving_bytes += len(chunk)
+                body += chunk
+                self._refuse_if_full(len(body))
+        finally:
+            self.receiving_bytes -= len(body)
+        return bytes(body)
+
+    def _refuse_if_full(self, size: int) -> None:
+        room = _RECEIVING_BYTES if size <= _SMALL_BYTES else _LARGE_RECEIVING_BYTES
+        if self.receiving_bytes > room:
+            self._metrics.run_refused("receiving")
+            raise unavailable("Too many bodies are being received.", retry_after_s=1)
 
 
 def _too_large() -> ProblemError:

@@ -5,6 +5,7 @@ from typing import Final
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import Pressure
@@ -19,6 +20,7 @@ LOG: Final[web.AppKey[FilteringBoundLogger]] = web.AppKey("log")
 METRICS: Final = web.AppKey("metrics", GatewayMetrics)
 STEP_TYPES: Final = web.AppKey("step_types", StepTypes)
 READER: Final = web.AppKey("reader", SubmissionReader)
+BODIES: Final = web.AppKey("bodies", Bodies)
 PRESSURE: Final = web.AppKey("pressure", Pressure)
 INTAKE: Final = web.AppKey("intake", Intake)
 READS: Final = web.AppKey("reads", RunReads)

@@ -12,6 +12,7 @@ class GatewayMetrics(ServiceMetrics):
         super().__init__("gateway", registry)
         self._requests = self.counter("requests", "HTTP requests, by path and status.", ["route", "status"])
         self._seconds = self.histogram("request_seconds", "From a request's head until its answer.", ["route"])
+        self._left = self.counter("clients_left", "Clients that went away before their request was whole.")
         self._accepted = self.counter("runs_accepted", "Runs that Kafka acknowledged.")
         self._repeated = self.counter("runs_repeated", "Submissions of a key that was seen before.")
         self._unknown = self.counter("appends_unknown", "Submissions whose outcome is unknown.")
@@ -30,6 +31,10 @@ class GatewayMetrics(ServiceMetrics):
         """A request was answered."""
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def client_left(self) -> None:
+        """A client went away before its request was whole."""
+        self._left.inc()
 
     def run_accepted(self) -> None:
         """Kafka acknowledged a submission."""

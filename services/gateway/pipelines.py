@@ -4,7 +4,7 @@ import orjson
 from aiohttp import web
 
 from anabranch.services.gateway import keys
-from anabranch.services.gateway.body import media_type_of, read_body
+from anabranch.services.gateway.body import media_type_of
 from anabranch.services.gateway.problems import unavailable
 
 
@@ -13,7 +13,7 @@ async def validate(request: web.Request) -> web.Response:
     media_type = media_type_of(request)
     if not request.app[keys.STEP_TYPES].complete:
         raise unavailable("The step types are still being read.", retry_after_s=1)
-    pipeline = await request.app[keys.READER].definition(await read_body(request), media_type)
+    pipeline = await request.app[keys.READER].definition(await request.app[keys.BODIES].read(request), media_type)
     document = {
         "valid": True,
         "name": pipeline.spec.name,

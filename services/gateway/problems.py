@@ -22,6 +22,7 @@ class Kind(Enum):
     BAD_REQUEST = ("bad-request", 400, "The request is not understood")
     NOT_FOUND = ("not-found", 404, "Not found")
     METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "Method not allowed")
+    TOO_SLOW = ("too-slow", 408, "The body came too slowly")
     CONFLICT = ("conflict", 409, "Not possible now")
     TOO_LARGE = ("too-large", 413, "The body is too large")
     UNSUPPORTED_MEDIA_TYPE = ("unsupported-media-type", 415, "Media type not supported")

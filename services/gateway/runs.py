@@ -7,7 +7,7 @@ import orjson
 from aiohttp import web
 
 from anabranch.services.gateway import keys
-from anabranch.services.gateway.body import media_type_of, read_body
+from anabranch.services.gateway.body import media_type_of
 from anabranch.services.gateway.intake import Accepted, Request
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
 from anabranch.services.gateway.reads import ReadsUnavailable, RunView
@@ -29,7 +29,7 @@ async def submit_run(request: web.Request) -> web.Response:
     media_type = media_type_of(request)
     app[keys.PRESSURE].refuse_if_high()
     _refuse_before_step_types_are_known(app)
-    body = await read_body(request)
+    body = await app[keys.BODIES].read(request)
     submission = await app[keys.READER].submission(body, media_type)
     run_id = new_run_id() if key is None else run_id_for_key(settings.default_tenant, key)
     submitted = Request(run_id, submission, body, key, trace_id_of(request))

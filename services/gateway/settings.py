@@ -15,6 +15,7 @@ class GatewaySettings(Settings):
     idempotency_keep_s: int = Field(
         24 * 3600, ge=1, description="Seconds after a run's end for which its Idempotency-Key is promised."
     )
+    body_timeout_s: float = Field(30.0, gt=0, description="Seconds in which a client has to send its body.")
     append_timeout_s: float = Field(
         10.0, gt=0, description="Seconds a submission waits for Kafka; then it is answered 503 with the run id."
     )

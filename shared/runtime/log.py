@@ -1,4 +1,8 @@
-"""Structured logs: structlog, one line per fact; stdlib loggers (aiokafka, aiohttp) are routed through it."""
+"""Structured logs: structlog, one line per fact; stdlib loggers (aiokafka, aiohttp) are routed through it.
+
+No line has the local variables of a traceback: they hold settings with passwords, bodies and keys. Every line has a
+size: long values are cut. No value can make a line fail.
+"""
 
 import logging
 import math
@@ -10,11 +14,17 @@ import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from anabranch.shared.contracts.text import writable
 from anabranch.shared.runtime.settings import Settings
 
 # While Kafka is away aiokafka says so 130 times a second; the first line is enough, and how many followed.
 REPEAT_AFTER_S: Final = 10.0
 _REMEMBERED: Final = 1000
+
+# A traceback of fifty frames has some 8,000 characters; of what is longer, the beginning and the end say most.
+MAX_VALUE_CHARS: Final = 8_000
+_MAX_VALUES: Final = 40  # of one line
+_MAX_INTEGER: Final = 2**63 - 1
 
 
 def configure_logging(service: str, settings: Settings) -> None:
@@ -28,6 +38,8 @@ def configure_logging(service: str, settings: Settings) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             _adds(service=service, instance=settings.instance),
+            structlog.processors.format_exc_info,
+            _bounded,
             *_rendering(settings.log_format),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -63,7 +75,14 @@ class _ToStructlog(logging.Handler):
         self._said[key] = (record.created, 0)
         repeated = {"repeated": unsaid} if unsaid else {}
         logger = get_logger(logger=record.name, **repeated)
-        logger.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+        logger.log(record.levelno, _message_of(record), exc_info=record.exc_info)
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001  a library's arguments do not fit its text, or cannot be shown: the text alone, then
+        return str(record.msg)
 
 
 def _adds(**constants: str) -> Processor:
@@ -75,10 +94,51 @@ def _adds(**constants: str) -> Processor:
     return add
 
 
+def _bounded(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Cut what is long and show what cannot be written."""
+    for name in list(event)[_MAX_VALUES:]:
+        del event[name]
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = _cut(value)
+        elif not _is_scalar(value):
+            event[name] = _bounded_object(value)
+    return event
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, int):
+        return -_MAX_INTEGER <= value <= _MAX_INTEGER
+    return value is None or isinstance(value, float)
+
+
+def _bounded_object(value: Any) -> Any:
+    """Return a list or an object as it is when its JSON is short, else the beginning of that as a text."""
+    try:
+        shown = orjson.dumps(value, default=_shown)
+    except TypeError:  # orjson's: a lone surrogate, a key that is no text, 65 bits
+        return _cut(_shown(value))
+    return orjson.loads(shown) if len(shown) <= MAX_VALUE_CHARS else _cut(shown.decode())
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # noqa: BLE001  somebody else's __repr__; what happened must be logged nevertheless
+        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+
+
+def _cut(text: str) -> str:
+    if len(text) > MAX_VALUE_CHARS:
+        half = MAX_VALUE_CHARS // 2
+        text = f"{text[:half]} … {len(text) - 2 * half} characters … {text[-half:]}"
+    return writable(text)
+
+
 def _rendering(log_format: str) -> tuple[Processor, ...]:
     if log_format == "console":
         return (structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty()),)
-    return (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json))
+    return (structlog.processors.JSONRenderer(serializer=_json),)
 
 
 def _factory(log_format: str) -> Callable[..., WrappedLogger]:
@@ -86,4 +146,4 @@ def _factory(log_format: str) -> Callable[..., WrappedLogger]:
 
 
 def _json(event: EventDict, **_: Any) -> bytes:
-    return orjson.dumps(event, default=repr)
+    return orjson.dumps(event)

@@ -8,12 +8,15 @@ from typing import Any
 
 import orjson
 from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import AppRunner
 from aiokafka.structs import RecordMetadata, TopicPartition
 from prometheus_client import CollectorRegistry
 from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.stdlib import get_logger
 
+from anabranch.services.gateway import keys as app_keys
 from anabranch.services.gateway.app import create_app
+from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import Pressure
@@ -120,6 +123,7 @@ class Bench:
     redis: FakeRedis
     keys: RedisKeys
     watches: Watches
+    bodies: Bodies
     pressure: Pressure
     step_types: StepTypes
     registry: CollectorRegistry
@@ -145,6 +149,13 @@ def announced(name: str, **properties: Any) -> StepTypeAnnounced:
     return StepTypeAnnounced(name=name, version="1", input_schema={"type": "object", **properties}, output_schema={})
 
 
+class _Server(TestServer):
+    """Runs the application as a service does: a handler goes on when its client goes away."""
+
+    async def _make_runner(self, **_: Any) -> AppRunner:
+        return AppRunner(self.app, access_log=None)
+
+
 @asynccontextmanager
 async def a_gateway(redis: FakeRedis | None = None, **overrides: Any) -> AsyncIterator[Bench]:
     settings = GatewaySettings(instance="test", **overrides)
@@ -164,10 +175,10 @@ async def a_gateway(redis: FakeRedis | None = None, **overrides: Any) -> AsyncIt
         settings=settings, log=get_logger(), metrics=metrics, step_types=step_types, pressure=pressure,
         intake=Intake(log, reads, accepted, settings, metrics, now_s=time.time), reads=reads, watches=watches,
     )  # fmt: skip
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(_Server(app)) as client:
         yield Bench(
             client, log=log, redis=redis, keys=keys, watches=watches, pressure=pressure, step_types=step_types,
-            registry=registry, settings=settings,
+            registry=registry, settings=settings, bodies=app[app_keys.BODIES],
         )  # fmt: skip
 
 

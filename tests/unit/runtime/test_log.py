@@ -8,7 +8,7 @@ import orjson
 import pytest
 import structlog
 
-from anabranch.shared.runtime.log import REPEAT_AFTER_S, configure_logging, get_logger
+from anabranch.shared.runtime.log import MAX_VALUE_CHARS, REPEAT_AFTER_S, configure_logging, get_logger
 from anabranch.shared.runtime.settings import Settings
 
 
@@ -78,3 +78,56 @@ def test_console_is_for_people(capfd: pytest.CaptureFixture[str]) -> None:
     configure_logging("gateway", Settings(log_format="console"))
     get_logger().info("accepted", run_id="r")
     assert "accepted" in capfd.readouterr().out
+
+
+class _Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+def _fails(depth: int) -> None:
+    secret = "redis://:pass" + "word@redis"
+    if depth and secret:
+        _fails(depth - 1)
+    raise ValueError("why " + "x" * 3 * MAX_VALUE_CHARS)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("of_library", [True, False])
+def test_no_line_has_locals_and_every_line_is_bounded(
+    capfdbinary: pytest.CaptureFixture[bytes], log_format: str, of_library: bool
+) -> None:
+    """Of a traceback neither, whoever logs it: locals hold settings with passwords, bodies and keys."""
+    configure_logging("gateway", Settings(log_format=log_format))
+    try:
+        _fails(100)
+    except ValueError:
+        if of_library:
+            logging.getLogger("aiohttp.server").exception("Error handling request")
+        else:
+            get_logger().error("failed", exc_info=True)
+    written = capfdbinary.readouterr().out
+    assert b"password" not in written
+    assert b"ValueError: why" in written or b" characters " in written
+    assert len(written) < 2 * MAX_VALUE_CHARS
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 10_000_000, ["x" * 1000] * 1000, {"a": "x" * 10_000_000}, "caf\udce9", ["caf\udce9"], {"caf\udce9": 1},
+        {1: 2}, 2**200, _Unshowable(), [_Unshowable()], b"\xff", {1, 2}, float("nan"), object,
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_any_value_can_be_logged(capfdbinary: pytest.CaptureFixture[bytes], log_format: str, value: Any) -> None:
+    """Long ones are cut, and what cannot be written is shown otherwise: a line never fails."""
+    configure_logging("gateway", Settings(log_format=log_format))
+    get_logger().info("here", value=value)
+    logging.getLogger("aiokafka").warning("here %s", "x" * 10_000_000)
+    logging.getLogger("aiokafka").warning("takes %d", "one text")
+    written = capfdbinary.readouterr().out
+    assert written.count(b"here") == 2
+    assert b"takes" in written
+    assert len(written) < 4 * MAX_VALUE_CHARS

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from typing import Annotated, Any, Final, Literal
 
 import aiohttp
@@ -9,14 +10,20 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from yarl import URL
 
+from anabranch.services.steps.charsets import decoded
 from anabranch.services.steps.context import StepContext
-from anabranch.services.steps.fetch import open_session, refusal, unreachable
+from anabranch.services.steps.fetch import open_session, refusal, requested, shown
 from anabranch.services.steps.step_type import step_type
 from anabranch.shared.contracts.durations import parse_duration
 from anabranch.shared.contracts.errors import ErrorType, RetryableError, TerminalError
-from anabranch.shared.contracts.limits import MAX_STEP_OUTPUT_BYTES
+from anabranch.shared.contracts.limits import MAX_INTEGER, MAX_NESTING, MAX_STEP_OUTPUT_BYTES
+from anabranch.shared.contracts.nesting import is_too_deep
+from anabranch.shared.contracts.text import writable
 
 _CHUNK_BYTES: Final = 64 * 1024
+_MAX_JSON_NESTING: Final = MAX_NESTING - 1  # it lies in the output
+_SURELY_FITS_BYTES: Final = MAX_STEP_OUTPUT_BYTES // 16  # body and `json`, each byte of them escaped as \\u0000
+_MAY_BE_TOO_LARGE: Final = re.compile(r"\d{19}")
 
 Duration = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=str | float)]
 
@@ -41,7 +48,10 @@ class Request(BaseModel):
 
 
 class Response(BaseModel):
-    """What was answered. `json` is the body if it says that it is JSON; a text that is not UTF-8 has marks in it."""
+    """What was answered. `json` is the body if it says that it is JSON, and is; what cannot be decoded has marks in it.
+
+    Headers that came more than once are joined with commas.
+    """
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -59,25 +69,27 @@ async def http(given: Request, context: StepContext) -> Response:
     """Send the request; 5xx, 429 and a failed connection may be retried, other unexpected statuses may not."""
     session: aiohttp.ClientSession = context.resource
     try:
-        async with asyncio.timeout(given.timeout), session.request(given.method, given.url, **_sent(given)) as response:
+        async with (
+            asyncio.timeout(given.timeout),
+            requested(session, given.method, given.url, **_sent(given)) as response,
+        ):
             return await _answer(given, response)
-    except aiohttp.InvalidURL as error:
-        raise TerminalError(f"{given.url} is not a URL", error_type="HttpUrlInvalid") from error
-    except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError, and says so itself
-        if isinstance(error, TimeoutError):
-            raise RetryableError(f"{given.method} {given.url} took too long", error_type="HttpTimeout") from error
-        raise unreachable(given.method, given.url, error) from error
+    except TimeoutError as error:
+        raise RetryableError(f"{given.method} {shown(given.url)} took too long", error_type="HttpTimeout") from error
 
 
 def _sent(given: Request) -> dict[str, Any]:
     sent: dict[str, Any] = {"headers": dict(given.headers), "allow_redirects": given.follow_redirects}
     if given.query:
         sent["params"] = [(name, str(one)) for name, value in given.query.items() for one in _each(value)]
-    if given.json_body is not None:
-        sent["data"] = orjson.dumps(given.json_body)
-        sent["headers"].setdefault("Content-Type", "application/json")
-    elif given.content is not None:
-        sent["data"] = given.content.encode()
+    try:
+        if given.json_body is not None:
+            sent["data"] = orjson.dumps(given.json_body)
+            sent["headers"].setdefault("Content-Type", "application/json")
+        elif given.content is not None:
+            sent["data"] = given.content.encode()
+    except (UnicodeEncodeError, orjson.JSONEncodeError) as error:
+        raise TerminalError(f"the body cannot be sent: {error}", error_type="HttpRequestInvalid") from error
     return sent
 
 
@@ -87,18 +99,35 @@ def _each(value: str | int | float | list[str]) -> list[str | int | float]:
 
 async def _answer(given: Request, response: aiohttp.ClientResponse) -> Response:
     if not _is_expected(given, response.status):
-        start = await response.content.read(2000)
-        raise refusal(given.method, given.url, response.status, response.headers, start.decode(errors="replace"))
+        raise await refusal(given.method, given.url, response)
     size, digest, raw = await _read(given, response)
-    text = raw.decode(response.get_encoding(), errors="replace") if raw is not None else None
-    return Response(
+    text = decoded(raw, response.charset) if raw is not None else None
+    output = Response(
         status=response.status,
         url=str(_without_secret(response.url)),
-        headers={name.lower(): value for name, value in response.headers.items()},
+        headers=_headers(response),
         size=size,
         sha256=digest,
         body=text,
-        json_body=_json(response, raw),
+        json_body=_json(response.content_type, text),
+    )
+    if size > _SURELY_FITS_BYTES and len(output.model_dump_json(by_alias=True)) > MAX_STEP_OUTPUT_BYTES:
+        raise _too_large(given.url)
+    return output
+
+
+def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
+    headers: dict[str, list[str]] = {}
+    for name, value in response.headers.items():
+        headers.setdefault(writable(name.lower()), []).append(writable(value))
+    return {name: ", ".join(values) for name, values in headers.items()}
+
+
+def _too_large(url: str) -> TerminalError:
+    return TerminalError(
+        f"the answer of {shown(url)} is larger than a step may output ({MAX_STEP_OUTPUT_BYTES} bytes); "
+        "with `body: digest` only the size and digest of its body are output",
+        error_type=ErrorType.PAYLOAD_TOO_LARGE,
     )
 
 
@@ -111,11 +140,8 @@ async def _read(given: Request, response: aiohttp.ClientResponse) -> tuple[int, 
         if given.body == "full":
             chunks.append(chunk)
             if size > MAX_STEP_OUTPUT_BYTES:
-                raise TerminalError(
-                    f"the body of {given.url} is larger than a step may output ({MAX_STEP_OUTPUT_BYTES} bytes); "
-                    "with `body: digest` only its size and digest are output",
-                    error_type=ErrorType.PAYLOAD_TOO_LARGE,
-                )
+                raise _too_large(given.url)
+        await asyncio.sleep(0)  # a body that is always there, a bomb, must not keep the loop
     return size, digest.hexdigest(), b"".join(chunks) if given.body == "full" else None
 
 
@@ -126,14 +152,30 @@ def _is_expected(given: Request, status: int) -> bool:
     return status in (expected if isinstance(expected, list) else [expected])
 
 
-def _json(response: aiohttp.ClientResponse, raw: bytes | None) -> Any:
-    kind = response.content_type
-    if not raw or not (kind == "application/json" or kind.endswith("+json")):
+def _json(kind: str, text: str | None) -> Any:
+    """Return the value of a body that says it is JSON, or None: then the text is there."""
+    if not text or not (kind == "application/json" or kind.endswith("+json")):
         return None
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:  # it says so, it is not so: the text is there
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:  # it says so, it is not so
         return None
+    if is_too_deep(value, _MAX_JSON_NESTING):
+        return None
+    return _bounded(value) if _MAY_BE_TOO_LARGE.search(text) else value
+
+
+def _bounded(value: Any) -> Any:
+    """Return the value with integers beyond 64 bits as numbers, which larger ones are already."""
+    match value:
+        case dict():
+            return {key: _bounded(each) for key, each in value.items()}
+        case list():
+            return [_bounded(each) for each in value]
+        case int() if abs(value) > MAX_INTEGER:
+            return float(value)
+        case _:
+            return value
 
 
 def _without_secret(url: URL) -> URL:

@@ -7,21 +7,25 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import NoneType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 import orjson
 
-from anabranch.services.steps.sql.sources import Format
-from anabranch.shared.contracts.errors import ErrorType
 from anabranch.shared.contracts.limits import MAX_INTEGER, MAX_NESTING
 from anabranch.shared.contracts.nesting import is_too_deep
 from anabranch.shared.runtime.killable_child import Refused
 
+if TYPE_CHECKING:  # the process has no use for the rest of it
+    from anabranch.services.steps.sql.sources import Format
+
+# Of `ErrorType`, whose module takes as long to import as DuckDB does.
+_PAYLOAD_TOO_LARGE: Final = "PayloadTooLarge"
+_OUTPUT_INVALID: Final = "OutputInvalid"
 _BATCH_ROWS: Final = 32  # each may be as large as an output: more at once would be memory for nothing
 _MAX_ROW_NESTING: Final = MAX_NESTING - 2  # a row lies in the list of rows, and that in the output
 
-_READERS: Final[dict[Format, str]] = {
+_READERS: Final[dict["Format", str]] = {
     "csv": "read_csv(?, sample_size = -1)",
     "json": "read_json(?, sample_size = -1, maximum_object_size = 67108864)",
     "parquet": "read_parquet(?)",
@@ -56,7 +60,7 @@ class SourceFile:
 
     name: str
     path: str
-    format: Format
+    format: "Format"
     columns: dict[str, str] | None = None
     is_empty: bool = False
 
@@ -127,22 +131,20 @@ def _check(rows: int, size: int, limits: Limits) -> None:
     if rows > limits.max_rows:
         raise Refused(
             f"the query returns more than {limits.max_rows} rows: aggregate, LIMIT, or raise max_rows",
-            ErrorType.PAYLOAD_TOO_LARGE,
+            _PAYLOAD_TOO_LARGE,
         )
     if size > limits.max_bytes:
         raise Refused(
             f"the query returns more than a step may output ({limits.max_bytes} bytes): aggregate, LIMIT, or take "
             "fewer columns",
-            ErrorType.PAYLOAD_TOO_LARGE,
+            _PAYLOAD_TOO_LARGE,
         )
 
 
 def _encoded(names: list[str], row: tuple[Any, ...]) -> bytes:
     values = {name: _json(value) for name, value in zip(names, row, strict=True)}
     if is_too_deep(values, _MAX_ROW_NESTING):
-        raise Refused(
-            f"a row of the answer is nested more than {_MAX_ROW_NESTING} levels deep", ErrorType.OUTPUT_INVALID
-        )
+        raise Refused(f"a row of the answer is nested more than {_MAX_ROW_NESTING} levels deep", _OUTPUT_INVALID)
     return orjson.dumps(values)
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from anabranch.services.steps.fetch import shown
 from anabranch.shared.contracts.errors import TerminalError
 
 Format = Literal["csv", "json", "parquet"]
@@ -48,7 +49,8 @@ def format_of(source: Source) -> Format:
     found = source.format or _BY_SUFFIX.get(suffix)
     if found is None:
         raise TerminalError(
-            f"the format of {source.url or source.path} is not known: say `format`", error_type="SourceRefused"
+            f"the format of {shown(source.url or source.path or '')} is not known: say `format`",
+            error_type="SourceRefused",
         )
     return found
 

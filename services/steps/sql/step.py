@@ -4,6 +4,7 @@ Sources are loaded first, with our own statements; then external access is switc
 only then the query runs. All of it in a process that holds no more than its memory and is killed with its attempt.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from anabranch.services.steps.context import StepContext
-from anabranch.services.steps.fetch import open_session, refusal, unreachable
+from anabranch.services.steps.fetch import open_session, refusal, requested, shown
 from anabranch.services.steps.sql.settings import SqlSettings, bytes_of
 from anabranch.services.steps.sql.sources import Source, format_of, written
 from anabranch.services.steps.step_type import step_type
@@ -119,21 +120,18 @@ async def _file(name: str, source: Source, place: Path, tools: Tools) -> dict[st
 
 
 async def _fetched(url: str, path: Path, tools: Tools) -> Path:
-    try:
-        async with tools.session.get(url) as response:
-            if response.status != 200:
-                start = await response.content.read(2000)
-                raise refusal("GET", url, response.status, response.headers, start.decode(errors="replace"))
-            with path.open("wb") as file:
-                async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-                    file.write(chunk)
-                    if file.tell() > tools.settings.sql_max_source_bytes:
-                        raise TerminalError(
-                            f"{url} is larger than {tools.settings.sql_max_source_bytes} bytes",
-                            error_type=ErrorType.PAYLOAD_TOO_LARGE,
-                        )
-    except (aiohttp.ClientError, OSError) as error:
-        raise unreachable("GET", url, error) from error
+    async with requested(tools.session, "GET", url) as response:
+        if response.status != 200:
+            raise await refusal("GET", url, response)
+        with path.open("wb") as file:
+            async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                file.write(chunk)
+                await asyncio.sleep(0)  # a body that is always there, a bomb, must not keep the loop
+                if file.tell() > tools.settings.sql_max_source_bytes:
+                    raise TerminalError(
+                        f"{shown(url)} is larger than {tools.settings.sql_max_source_bytes} bytes",
+                        error_type=ErrorType.PAYLOAD_TOO_LARGE,
+                    )
     return path
 
 

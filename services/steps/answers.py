@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from anabranch.services.steps.guard import Failure, fault_of_output, not_json, output_too_large
-from anabranch.services.steps.ports import CommandRecord
+from anabranch.services.steps.ports import CommandRecord, Remembered
 from anabranch.shared.contracts.codec import Encoded, encode, trace_id_or
 from anabranch.shared.contracts.dead_letters import Origin, dead_letter
 from anabranch.shared.contracts.errors import ErrorType, StepError
@@ -77,9 +77,13 @@ def timed_out(command: RunStep, duration_ms: int) -> AttemptFailed:
     )  # fmt: skip
 
 
-def worker_lost(command: RunStep, takes: int) -> AttemptFailed:
+def worker_lost(command: RunStep, known: Remembered) -> AttemptFailed:
     """Return the failure of an attempt that took its worker down with it, again and again."""
-    message = f"{command.step} was taken up {takes} times and its worker ended each time before it could answer"
+    message = (
+        f"{command.step} was tried alone {known.alone} times, last by {known.alone_on}, and each time its worker ended "
+        "before it could answer: by the handler (os._exit, the event loop stopped, a crash of native code), or killed "
+        "(memory). The log of that worker has its last words, whoever started it has its exit code"
+    )
     return failed(command, Failure(ErrorType.WORKER_LOST, message), 0)
 
 

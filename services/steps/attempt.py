@@ -22,8 +22,8 @@ class Attempt:
     """What is known of it, which offsets wait for its answer, and how to end it."""
 
     __slots__ = (
-        "_offsets", "_task", "command", "context", "ending", "id", "is_alone", "is_over",
-        "is_released", "lease_until", "must_be_recalled", "partition", "record", "started_at", "timer",
+        "_offsets", "_task", "command", "context", "ending", "id", "is_beginning", "is_in_doubt", "is_on_trial",
+        "is_over", "is_released", "lease_until", "must_be_recalled", "partition", "record", "started_at", "timer",
     )  # fmt: skip
 
     def __init__(self, attempt_id: str, command: RunStep, record: CommandRecord, partition: PartitionInHand) -> None:
@@ -36,7 +36,9 @@ class Attempt:
         self.lease_until: float | None = None  # None: not leased
         self.ending: Ending | None = None
         self.must_be_recalled = False  # it may have been in other hands
-        self.is_alone = False  # under suspicion of taking its worker down
+        self.is_in_doubt = False  # and that is not known yet
+        self.is_beginning = False  # its handler is called as soon as that is written down
+        self.is_on_trial = False  # under suspicion of having taken its worker down
         self.is_over = False  # its handler has ended, or was never started
         self.is_released = False
         self.timer: asyncio.TimerHandle | None = None
@@ -82,6 +84,10 @@ class Attempt:
             return asyncio.current_task() is self._task
         except RuntimeError:  # no loop runs
             return False
+
+    def is_at_work(self) -> bool:
+        """Whether its handler runs, or is about to."""
+        return (self.is_beginning or self.started_at is not None) and not self.is_over
 
     def stop_timer(self) -> None:
         """Forget its time limit, it is over."""

@@ -6,29 +6,32 @@ from typing import Generic, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from anabranch.services.steps.ports import Asked, Memory, MemoryUnavailable, Note, Remembered
+from anabranch.services.steps.ports import Asked, Memory, MemoryUnavailable, Note, Remembered, Take
 from anabranch.services.steps.settings import WorkerSettings
 
 T = TypeVar("T")
 _UNKNOWN = Remembered()
 
 
-class _Questions(Generic[T]):
+Q = TypeVar("Q")
+
+
+class _Questions(Generic[Q, T]):
     """All that was asked during one round trip shares the next: one connection, however many attempts ask."""
 
     def __init__(self, unknown: T) -> None:
         self._unknown = unknown
-        self._asked: list[tuple[Asked, asyncio.Future[T]]] = []
+        self._asked: list[tuple[Q, asyncio.Future[T]]] = []
         self._asks = asyncio.Event()
 
-    async def ask(self, asked: Asked) -> T:
+    async def ask(self, asked: Q) -> T:
         """Return the memory's answer, or `unknown` if it has none."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._asked.append((asked, answer))
         self._asks.set()
         return await answer
 
-    async def keep_answering(self, call: Callable[[Sequence[Asked]], Awaitable[Sequence[T] | None]]) -> None:
+    async def keep_answering(self, call: Callable[[Sequence[Q]], Awaitable[Sequence[T] | None]]) -> None:
         """Put what is asked to the memory, for ever."""
         while True:
             await self._asks.wait()
@@ -53,8 +56,8 @@ class Notes:
         self._log = log
         self._waiting: dict[str, Note] = {}  # by attempt: the result of a short step replaces its lease
         self._noted = asyncio.Event()
-        self._recalls = _Questions[Remembered](_UNKNOWN)
-        self._takes = _Questions[int](0)
+        self._recalls = _Questions[Asked, Remembered](_UNKNOWN)
+        self._takes = _Questions[Take, None](None)
         self._closed_until = 0.0
         self._writing = asyncio.Lock()  # who flushes waits for a flush under way too
         self.is_available = True
@@ -89,9 +92,9 @@ class Notes:
             return Remembered(result=pending.result)
         return await self._recalls.ask(asked)
 
-    async def count_take(self, asked: Asked) -> int:
-        """Return how often the attempt was taken up again, this time included; 0 if the memory is unavailable."""
-        return await self._takes.ask(asked)
+    async def count_take(self, take: Take) -> None:
+        """Return when it is written that the attempt is taken up again, or the memory is unavailable."""
+        await self._takes.ask(take)
 
     async def keep_reading(self) -> None:
         """Answer what `recall` asks, for ever."""
@@ -99,7 +102,10 @@ class Notes:
 
     async def keep_counting(self) -> None:
         """Answer what `count_take` asks, for ever."""
-        await self._takes.keep_answering(lambda asked: self._try(self._memory.count_takes(asked)))
+        await self._takes.keep_answering(self._count)
+
+    async def _count(self, takes: Sequence[Take]) -> None:
+        await self._try(self._memory.count_takes(takes))
 
     async def _try(self, call: Awaitable[T]) -> T | None:
         loop = asyncio.get_running_loop()

@@ -107,13 +107,27 @@ class Note(NamedTuple):
     leased_until_ms: int = 0
 
 
+class Take(NamedTuple):
+    """An attempt that is about to be taken up again. `alone_on` is the worker that tries it alone, if one does."""
+
+    attempt_id: str
+    at_ms: int
+    alone_on: str = ""
+
+
 class Remembered(NamedTuple):
-    """What is known of an attempt's past. `takes` counts how often it was taken up again without a result."""
+    """What is known of an attempt's past.
+
+    `takes` counts how often it was taken up again, `alone` how often of these nothing else was in its worker's hand;
+    `alone_on` is the last such worker. Without a result and a lease, each of these workers ended meanwhile.
+    """
 
     result: bytes | None = None
     holder: str = ""
     leased_until_ms: int = 0
     takes: int = 0
+    alone: int = 0
+    alone_on: str = ""
 
 
 class Memory(Protocol):
@@ -122,8 +136,8 @@ class Memory(Protocol):
     async def recall(self, asked: Sequence[Asked]) -> Sequence[Remembered]:
         """Return what is known of each attempt, in the order asked."""
 
-    async def count_takes(self, asked: Sequence[Asked]) -> Sequence[int]:
-        """Add one to each attempt's takes, atomically, and return the sums in the order asked."""
+    async def count_takes(self, takes: Sequence[Take]) -> None:
+        """Add one to each attempt's takes, and to those alone, atomically."""
 
     async def remember(self, notes: Sequence[Note]) -> None:
         """Write the notes; each is kept for the result retention from now."""

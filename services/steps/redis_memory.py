@@ -1,8 +1,9 @@
 """The workers' memory on Redis: one hash per step type and five minutes of causes.
 
 A repeat of a command has the same `at_ms`, so a look-up is one HMGET in a known hash, and all that is written together
-is one HSET. Fields: `r:<attempt>` its result, `l:<attempt>` "<until ms> <holder>", `t:<attempt>` its takes. A hash
-lives for the retention after its last write. Cost: a result as it is on the wire (at most 64 KiB; larger ones are
+is one HSET. Fields: `r:<attempt>` its result, `l:<attempt>` "<until ms> <holder>", `t:<attempt>` its takes,
+`a:<attempt>` those of them when it was tried alone, `w:<attempt>` by which worker last. A hash lives for the retention
+after its last write. Cost: a result as it is on the wire (at most 64 KiB; larger ones are
 remembered as acknowledged only) and some 150 bytes, for an hour.
 """
 
@@ -13,13 +14,15 @@ from typing import Final, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from anabranch.services.steps.ports import Asked, MemoryUnavailable, Note, Remembered
+from anabranch.services.steps.ports import Asked, MemoryUnavailable, Note, Remembered, Take
 from anabranch.shared.runtime.redis import RedisKeys
 
 _BUCKET_MS: Final = 5 * 60 * 1000
 _RETENTION_S: Final = 3600  # architecture §3: how long a repeated command is recognised
 
-T = TypeVar("T", Asked, Note)
+_FIELDS: Final = 5  # of an attempt
+
+T = TypeVar("T", Asked, Note, Take)
 
 
 class RedisMemory:
@@ -40,22 +43,25 @@ class RedisMemory:
                     pipe.hmget(self._key(bucket), [field for ask in some for field in _fields(ask.attempt_id)])
                 answers = await pipe.execute()
         known = {
-            ask.attempt_id: _remembered(values[3 * i : 3 * i + 3])
+            ask.attempt_id: _remembered(values[_FIELDS * i : _FIELDS * (i + 1)])
             for some, values in zip(by_bucket.values(), answers, strict=True)
             for i, ask in enumerate(some)
         }
         return [known[ask.attempt_id] for ask in asked]
 
-    async def count_takes(self, asked: Sequence[Asked]) -> Sequence[int]:
-        """Add one to each attempt's takes and return the sums."""
+    async def count_takes(self, takes: Sequence[Take]) -> None:
+        """Add one to each attempt's takes, and to those alone."""
         with _wrapped():
             async with self._redis.pipeline(transaction=False) as pipe:
-                for ask in asked:
-                    pipe.hincrby(self._key(ask.at_ms // _BUCKET_MS), f"t:{ask.attempt_id}", 1)
-                for bucket in _by_bucket(asked):
+                for take in takes:
+                    key = self._key(take.at_ms // _BUCKET_MS)
+                    pipe.hincrby(key, f"t:{take.attempt_id}", 1)
+                    if take.alone_on:
+                        pipe.hincrby(key, f"a:{take.attempt_id}", 1)
+                        pipe.hset(key, f"w:{take.attempt_id}", take.alone_on)
+                for bucket in _by_bucket(takes):
                     pipe.expire(self._key(bucket), self._retention_s)
-                answers = await pipe.execute()
-        return [int(count) for count in answers[: len(asked)]]
+                await pipe.execute()
 
     async def remember(self, notes: Sequence[Note]) -> None:
         """Write the notes: one HSET per hash."""
@@ -71,8 +77,8 @@ class RedisMemory:
         return self._keys.worker_memory(self._uses, bucket)
 
 
-def _fields(attempt_id: str) -> tuple[str, str, str]:
-    return f"r:{attempt_id}", f"l:{attempt_id}", f"t:{attempt_id}"
+def _fields(attempt_id: str) -> tuple[str, ...]:
+    return tuple(f"{kind}:{attempt_id}" for kind in "rltaw")
 
 
 def _written(note: Note) -> tuple[str, bytes]:
@@ -82,9 +88,9 @@ def _written(note: Note) -> tuple[str, bytes]:
 
 
 def _remembered(values: Sequence[bytes | None]) -> Remembered:
-    result, lease, takes = values
+    result, lease, takes, alone, alone_on = values
     until, _, holder = (lease or b"0").partition(b" ")
-    return Remembered(result, holder.decode(), int(until), int(takes or 0))
+    return Remembered(result, holder.decode(), int(until), int(takes or 0), int(alone or 0), (alone_on or b"").decode())
 
 
 def _by_bucket(items: Iterable[T]) -> dict[int, list[T]]:

@@ -34,8 +34,7 @@ class WorkerSettings:
     memory_retry_s: float = 5.0  # how long an unavailable memory is left alone
     memory_notes: int = 20_000  # notes waiting to be written; beyond it the eldest are dropped
     memory_result_bytes: int = 64 * 1024  # larger results are remembered as acknowledged, not byte for byte
-    max_takes: int = 5  # a command taken up again as often without a result takes its worker down
-    suspect_takes: int = 2  # from here on it is tried alone, so that the blame falls on the right one
+    max_alone: int = 3  # a command tried alone as often without a result takes its worker down: no accident any more
 
 
 class StepServiceSettings(Settings):

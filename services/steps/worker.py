@@ -45,10 +45,12 @@ from anabranch.services.steps.ports import (
     Note,
     Remembered,
     Results,
+    Take,
 )
 from anabranch.services.steps.sending import NothingSettles, Sending
 from anabranch.services.steps.settings import WorkerSettings
 from anabranch.services.steps.step_type import In, Out, StepType
+from anabranch.services.steps.trials import Trials
 from anabranch.shared.contracts.codec import Encoded, Undecodable, decode, headers_of, trace_id_or
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.ids import attempt_id
@@ -118,7 +120,7 @@ class Worker(Generic[In, Out]):
         self._asked_at = float("-inf")  # for commands, on the loop's clock
         self._has_room = asyncio.Event()
         self._is_released = asyncio.Event()
-        self._suspects = asyncio.Lock()
+        self._trials = Trials(self._attempts)
 
     # --- from start to stop ------------------------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class Worker(Generic[In, Out]):
 
     def in_hand(self) -> list[str]:
         """Return the attempts whose handler runs: who is suspect if the process ends now."""
-        return [attempt.id for attempt in self._attempts.values() if attempt.started_at and not attempt.is_over]
+        return [attempt.id for attempt in self._attempts.values() if attempt.is_at_work()]
 
     async def _stop(self, deadline: float) -> None:
         """Leave the group first, so that others take over; then finish what is leased, or give it back."""
@@ -292,6 +294,7 @@ class Worker(Generic[In, Out]):
         self._busy += 1
         if self._must_recall(attempt):
             attempt.must_be_recalled = True
+            self._trials.doubt(attempt)
             self._tasks.create_task(self._attempt(attempt))
             return
         if not self._ready:
@@ -353,11 +356,14 @@ class Worker(Generic[In, Out]):
             return self._ended(attempt, None)
         if attempt.must_be_recalled:
             known = await self._notes.recall(Asked(attempt.id, attempt.command.at_ms))
+            self._trials.know(attempt)
             if self._is_answered_for(attempt, known):
                 return None
-            takes = await self._count_take(attempt, known)
-            if takes >= self._settings.max_takes:
-                return self._lost(attempt, takes)
+            if known.alone >= self._settings.max_alone:
+                return self._lost(attempt, known)
+            await self._take_again(attempt, known)
+        elif self._trials.may_be_on:
+            await self._trials.until_none_may_be_on()
         return await self._handled(attempt)
 
     async def _handled(self, attempt: Attempt) -> answers.Answer | None:
@@ -410,8 +416,8 @@ class Worker(Generic[In, Out]):
     def _leave_slot(self, attempt: Attempt) -> None:
         self._busy -= 1
         self._has_room.set()
-        self._leave_suspects(attempt)
         attempt.is_over = True
+        self._trials.leave(attempt)
         attempt.stop_timer()
         self._leases.forget(attempt)
 
@@ -530,23 +536,25 @@ class Worker(Generic[In, Out]):
     def _remember_result(self, attempt: Attempt, result: bytes) -> None:
         self._notes.note(Note(attempt.id, attempt.command.at_ms, result=result))
 
-    async def _count_take(self, attempt: Attempt, known: Remembered) -> int:
-        """Return how often the attempt was taken up again before, without an answer, and count this time.
+    async def _take_again(self, attempt: Attempt, known: Remembered) -> None:
+        """Return when an attempt may begin that may have begun before, and that is written down.
 
-        One that was, a few times, is tried alone among its like: if its worker goes down, it is the one to blame.
+        One that was taken up again before, without a result, was in hand when its worker ended: it is tried alone, and
+        only if it is really alone is it to blame for the next end. Others wait for that.
         """
-        if known.takes >= self._settings.suspect_takes:
-            await self._suspects.acquire()
-            attempt.is_alone = True
-        return await self._notes.count_take(Asked(attempt.id, attempt.command.at_ms)) - 1
+        is_alone = False
+        if known.takes:
+            is_alone = await self._trials.begin(attempt)
+            self._log.warning("attempt was in hand when its worker ended: it is tried alone", attempt_id=attempt.id)
+        else:
+            await asyncio.sleep(0)  # what was recalled in the same round trip may turn out to be suspect
+            await self._trials.until_over()
+        attempt.is_beginning = True
+        take = Take(attempt.id, attempt.command.at_ms, self._name if is_alone else "")
+        await self._notes.count_take(take)
 
-    def _leave_suspects(self, attempt: Attempt) -> None:
-        if attempt.is_alone:
-            attempt.is_alone = False
-            self._suspects.release()
-
-    def _lost(self, attempt: Attempt, takes: int) -> answers.Answer:
-        answer = answers.worker_lost(attempt.command, takes)
+    def _lost(self, attempt: Attempt, known: Remembered) -> answers.Answer:
+        answer = answers.worker_lost(attempt.command, known)
         self._append_dead_letter(attempt.record, answer.error.type, answer.error.message, lambda: None)
         return answer
 
@@ -568,7 +576,7 @@ class Worker(Generic[In, Out]):
         self._facts.leased()
 
     def _start_acknowledged(self, attempt: Attempt, until_ms: int) -> None:
-        self._leave_suspects(attempt)  # a loss is the orchestrator's to count from here on
+        self._trials.leave(attempt)  # a loss is the orchestrator's to count from here on
         self._release(attempt)
         self._remember_lease(attempt, until_ms)
         if attempt.is_over and attempt.ending is Ending.LAPSED:

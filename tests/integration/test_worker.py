@@ -21,7 +21,15 @@ from anabranch.deploy.local.redis import LocalRedis
 from anabranch.services.steps import kafka_ports
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl, group_of
-from anabranch.services.steps.ports import Asked, CommandRecord, CommitRefused, MemoryUnavailable, Note, Remembered
+from anabranch.services.steps.ports import (
+    Asked,
+    CommandRecord,
+    CommitRefused,
+    MemoryUnavailable,
+    Note,
+    Remembered,
+    Take,
+)
 from anabranch.services.steps.redis_memory import RedisMemory
 from anabranch.services.steps.settings import StepServiceSettings, WorkerSettings
 from anabranch.services.steps.step_type import StepType, step_type
@@ -290,12 +298,12 @@ async def test_memory_recalls_what_was_noted(settings: StepServiceSettings, redi
     memory = RedisMemory(redis, RedisKeys(settings.topic_prefix), "nap")
     first, second, unknown = Asked("r/a/1", 0), Asked("r/b/1", 600_000), Asked("r/c/1", 0)
     await memory.remember([Note(*first, holder="w 1", leased_until_ms=7), Note(*second, result=b"AttemptX\n{}")])
-    assert await memory.count_takes([first, unknown]) == [1, 1]
-    assert await memory.count_takes([first]) == [2]
+    await memory.count_takes([Take(*first), Take(*unknown)])
+    await memory.count_takes([Take(*first, alone_on="w 2")])
     assert await memory.recall([second, unknown, first]) == [
         Remembered(result=b"AttemptX\n{}"),
         Remembered(takes=1),
-        Remembered(holder="w 1", leased_until_ms=7, takes=2),
+        Remembered(holder="w 1", leased_until_ms=7, takes=2, alone=1, alone_on="w 2"),
     ]
     for key in await redis.keys(f"{settings.topic_prefix}:worker:*"):
         assert 3500 < await redis.ttl(key) <= 3600

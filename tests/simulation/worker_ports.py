@@ -15,6 +15,7 @@ from anabranch.services.steps.ports import (
     MemoryUnavailable,
     Note,
     Remembered,
+    Take,
 )
 from anabranch.shared.contracts.codec import Headers
 
@@ -170,13 +171,15 @@ class Redis:
         self._check()
         return [self.known.get(ask.attempt_id, Remembered()) for ask in asked]
 
-    def count_takes(self, asked: Sequence[Asked]) -> Sequence[int]:
+    def count_takes(self, takes: Sequence[Take]) -> None:
         """Count one more take of each."""
         self._check()
-        for ask in asked:
-            known = self.known.get(ask.attempt_id, Remembered())
-            self.known[ask.attempt_id] = known._replace(takes=known.takes + 1)
-        return [self.known[ask.attempt_id].takes for ask in asked]
+        for take in takes:
+            known = self.known.get(take.attempt_id, Remembered())
+            known = known._replace(takes=known.takes + 1)
+            if take.alone_on:
+                known = known._replace(alone=known.alone + 1, alone_on=take.alone_on)
+            self.known[take.attempt_id] = known
 
     def remember(self, notes: Sequence[Note]) -> None:
         """Write; a result stays."""
@@ -206,9 +209,9 @@ class MemoryMemory:
         """Return what is known of each attempt."""
         return await self._call(partial(self._redis.recall, asked))
 
-    async def count_takes(self, asked: Sequence[Asked]) -> Sequence[int]:
+    async def count_takes(self, takes: Sequence[Take]) -> None:
         """Add one to each attempt's takes."""
-        return await self._call(partial(self._redis.count_takes, asked))
+        await self._call(partial(self._redis.count_takes, takes))
 
     async def remember(self, notes: Sequence[Note]) -> None:
         """Write the notes."""

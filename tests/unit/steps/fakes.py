@@ -19,6 +19,7 @@ from anabranch.services.steps.ports import (
     MemoryUnavailable,
     Note,
     Remembered,
+    Take,
 )
 from anabranch.services.steps.settings import WorkerSettings
 from anabranch.services.steps.step_type import StepType, step_type
@@ -187,12 +188,14 @@ class FakeMemory:
         await self._call()
         return [self.known.get(ask.attempt_id, Remembered()) for ask in asked]
 
-    async def count_takes(self, asked: Sequence[Asked]) -> Sequence[int]:
+    async def count_takes(self, takes: Sequence[Take]) -> None:
         await self._call()
-        for ask in asked:
-            known = self.known.get(ask.attempt_id, Remembered())
-            self.known[ask.attempt_id] = known._replace(takes=known.takes + 1)
-        return [self.known[ask.attempt_id].takes for ask in asked]
+        for take in takes:
+            known = self.known.get(take.attempt_id, Remembered())
+            known = known._replace(takes=known.takes + 1)
+            if take.alone_on:
+                known = known._replace(alone=known.alone + 1, alone_on=take.alone_on)
+            self.known[take.attempt_id] = known
 
     async def remember(self, notes: Sequence[Note]) -> None:
         self.writes += 1

@@ -13,7 +13,9 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from anabranch.shared.contracts.ids import trace_id_of_run, traceparent
+from anabranch.shared.contracts.limits import MAX_MESSAGE_NESTING
 from anabranch.shared.contracts.messages import Message
+from anabranch.shared.contracts.nesting import holds_too_deep
 from anabranch.shared.contracts.times import rfc3339
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -69,16 +71,23 @@ def _timed(at_ms: int) -> tuple[str, bytes]:
 
 
 def decode(adapter: TypeAdapter[M], value: bytes | None) -> M | Undecodable:
-    """Return the message in a record's value, or an `Undecodable` that says what is wrong."""
+    """Return the message in a record's value, or an `Undecodable` that says what is wrong.
+
+    One that is nested too deep is none, unless the depth is what a handler gave: then its step, not the record, is to
+    blame.
+    """
     if value is None:
         return Undecodable(None, "the record has no value")
     try:
         # Not `validate_json`: it reads NaN, Infinity and 1e999, which would come back as null after a restore.
-        message: M = adapter.validator.validate_python(orjson.loads(value))
+        parsed = orjson.loads(value)
+        message: M = adapter.validator.validate_python(parsed)
     except ValidationError as error:
         return Undecodable(value, _first_words(error))
     except orjson.JSONDecodeError as error:
         return Undecodable(value, f"not JSON (RFC 8259): {error}")
+    if holds_too_deep(parsed, value, MAX_MESSAGE_NESTING) and not getattr(message, "says_what_a_handler_gave", False):
+        return Undecodable(value, f"nested deeper than {MAX_MESSAGE_NESTING} levels")
     return message
 
 

@@ -11,6 +11,7 @@ MIB: Final = 1024 * KIB
 # What a client may send.
 MAX_BODY_BYTES: Final = 2 * MIB
 MAX_NESTING: Final = 64
+MAX_MESSAGE_NESTING: Final = MAX_NESTING + 3  # a value at the limit in its envelope: progress in a lease in a renewal
 MAX_STEPS: Final = 10_000
 MAX_NEEDS: Final = 10_000
 MAX_NAME_CHARS: Final = 63

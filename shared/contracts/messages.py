@@ -4,7 +4,7 @@ Times inside are integer milliseconds of broker time (`at_ms`); run events, whic
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -24,6 +24,8 @@ class Message(BaseModel):
     """Base of what travels as a record's value: JSON, told apart by `type`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    says_what_a_handler_gave: ClassVar[bool] = False  # then whoever decides on it looks at how deep that is
 
     type: str
 
@@ -82,6 +84,8 @@ class AttemptStarted(Message):
 class AttemptSucceeded(Message):
     """The handler returned `output` after `duration_ms`."""
 
+    says_what_a_handler_gave: ClassVar[bool] = True
+
     type: Literal["AttemptSucceeded"] = "AttemptSucceeded"
     run_id: str
     step: str
@@ -92,6 +96,8 @@ class AttemptSucceeded(Message):
 
 class AttemptFailed(Message):
     """The handler raised. `terminal`: not to be retried; `retry_after_s`: not before; `timed_out`: by its own limit."""
+
+    says_what_a_handler_gave: ClassVar[bool] = True
 
     type: Literal["AttemptFailed"] = "AttemptFailed"
     run_id: str
@@ -130,6 +136,8 @@ class LeasesRenewed(Message):
 
     A `lease_s` of 0 gives them back: the worker stops, and the next attempt may start at once.
     """
+
+    says_what_a_handler_gave: ClassVar[bool] = True
 
     type: Literal["LeasesRenewed"] = "LeasesRenewed"
     worker: str

@@ -265,7 +265,7 @@ def _lease(turn: Turn, index: int, step: Step, lease_s: float, progress: object)
 
 
 def _is_too_heavy(turn: Turn, progress: object) -> bool:
-    return turn.held + MAX_PROGRESS_BYTES > MAX_RUN_BYTES or settle.is_heavy(progress, MAX_PROGRESS_BYTES)
+    return turn.held + MAX_PROGRESS_BYTES > MAX_RUN_BYTES or settle.excess(progress, MAX_PROGRESS_BYTES) is not None
 
 
 def _timer_due(turn: Turn, index: int, step: Step, fact: Fact) -> None:

@@ -33,10 +33,12 @@ from anabranch.shared.contracts.limits import (
     MAX_ERROR_TYPE_CHARS,
     MAX_FULL_RUN_ERROR_CHARS,
     MAX_MESSAGE_BYTES,
+    MAX_NESTING,
     MAX_RUN_BYTES,
     MAX_STEP_INPUT_BYTES,
     MAX_STEP_OUTPUT_BYTES,
 )
+from anabranch.shared.contracts.nesting import holds_too_deep, is_too_deep
 from anabranch.shared.contracts.retry import GiveUp, RetryAfter, RetryDecision, chance, decide_retry
 from anabranch.shared.contracts.times import rfc3339
 
@@ -53,6 +55,9 @@ _SEND_AGAIN_AFTER_S: Final = 1.0
 _SEND_AGAIN_AT_LEAST_EVERY_S: Final = 30.0
 _DOUBLED: Final = 5  # times
 _REASON_CHARS: Final = 500
+
+
+_TOO_DEEP: Final = f"is nested deeper than {MAX_NESTING} levels"
 
 
 def settle(turn: Turn) -> None:
@@ -218,12 +223,11 @@ def dispatch(turn: Turn, index: int, step: Step) -> None:
         _finish_with(turn, index, step.queued(turn.at), turn.at, value.get("value"))
         return
     record = _command(turn, node, step.attempt + 1, value)
-    size = len(record.value)
-    if size > MAX_STEP_INPUT_BYTES:
-        fail(turn, index, step.queued(turn.at), _too_large("its input", size, MAX_STEP_INPUT_BYTES))
+    if words := _excess_of(value, record.value, MAX_STEP_INPUT_BYTES):
+        fail(turn, index, step.queued(turn.at), _too_large("its input", words))
         return
     turn.append(Channel.COMMANDS, idempotency_key(turn.run.id, node.id), record, node.uses)
-    turn.move(index, step.queued(turn.at, size))
+    turn.move(index, step.queued(turn.at, len(record.value)))
     turn.note_queued(index, step.attempt + 1)
 
 
@@ -313,18 +317,27 @@ def succeed(turn: Turn, index: int, message: m.AttemptSucceeded) -> None:
 
 
 def _finish_with(turn: Turn, index: int, step: Step, started_at: int, output: Any) -> None:
-    held = encoded(output)
-    error = _does_not_fit(turn, len(held))
+    error, held = _fitting(turn, output)
     if error is not None:
         fail(turn, index, replace(step, started_at=started_at), error)
         return
     turn.change(index, step.succeeded(turn.at, started_at, None if output is None else held), output=output)
 
 
-def _does_not_fit(turn: Turn, size: int) -> StepError | None:
-    """Return what is wrong with an output of this size, if anything is."""
-    if size > MAX_STEP_OUTPUT_BYTES:
-        return _too_large("its output", size, MAX_STEP_OUTPUT_BYTES)
+def _fitting(turn: Turn, output: Any) -> tuple[StepError | None, bytes]:
+    """Return what is wrong with an output, if anything is, and the output as it is held."""
+    try:
+        held = encoded(output)
+    except ValueError:  # the writer stops at 254 levels
+        if not is_too_deep(output):
+            raise
+        return _too_large("its output", _TOO_DEEP), b""
+    words = _excess_of(output, held, MAX_STEP_OUTPUT_BYTES)
+    return (_too_large("its output", words) if words else _overfull(turn, len(held))), held
+
+
+def _overfull(turn: Turn, size: int) -> StepError | None:
+    """Return what is wrong with one more output of this size, if anything is."""
     if turn.held + size > MAX_RUN_BYTES:
         words = f"its output takes {size} bytes and the run holds {turn.held} already; a run may hold {MAX_RUN_BYTES}"
         return StepError.of(ErrorType.PAYLOAD_TOO_LARGE, f"{words}: store values elsewhere and output where")
@@ -394,8 +407,8 @@ def _started_at(turn: Turn, step: Step, duration_ms: int) -> int:
 
 def _kept(error: StepError) -> StepError:
     """Return the error as the run keeps it: not every worker cuts it to the limits."""
-    heavy = error.details is not None and is_heavy(error.details, MAX_ERROR_DETAILS_BYTES)
-    details = {"omitted": f"more than {MAX_ERROR_DETAILS_BYTES} bytes"} if heavy else error.details
+    words = None if error.details is None else excess(error.details, MAX_ERROR_DETAILS_BYTES)
+    details = {"omitted": words} if words else error.details
     return StepError.of(error.type[:MAX_ERROR_TYPE_CHARS], error.message, details)
 
 
@@ -407,13 +420,25 @@ def _that_fits(turn: Turn, error: StepError) -> StepError:
     return StepError.of(error.type, error.message[:MAX_FULL_RUN_ERROR_CHARS], details)
 
 
-def is_heavy(value: Any, limit: int) -> bool:
-    """Return whether a value takes more than `limit` bytes as JSON."""
-    return len(to_json(value)) > limit
+def excess(value: Any, limit: int) -> str | None:
+    """Return what is too much about a value that is to be kept: more than `limit` bytes as JSON, or its depth."""
+    try:
+        written = to_json(value)
+    except ValueError:  # the writer stops at 254 levels
+        if not is_too_deep(value):
+            raise
+        return _TOO_DEEP
+    return _excess_of(value, written, limit)
 
 
-def _too_large(what: str, size: int, limit: int) -> StepError:
-    return StepError.of(ErrorType.PAYLOAD_TOO_LARGE, f"{what} takes {size} bytes; at most {limit} are allowed")
+def _excess_of(value: Any, written: bytes, limit: int) -> str | None:
+    if len(written) > limit:
+        return f"takes {len(written)} bytes; at most {limit} are allowed"
+    return _TOO_DEEP if holds_too_deep(value, written) else None
+
+
+def _too_large(what: str, words: str) -> StepError:
+    return StepError.of(ErrorType.PAYLOAD_TOO_LARGE, f"{what} {words}")
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------
@@ -439,8 +464,8 @@ def end_as(turn: Turn, status: RunStatus) -> None:
     turn.flush()
     turn.seq += 1
     record = turn.encode_event(_ended(turn, status, outputs))
-    if len(record.value) > MAX_MESSAGE_BYTES:
-        turn.fail_run(_too_large("`outputs`", len(record.value), MAX_MESSAGE_BYTES))
+    if words := _excess_of(outputs, record.value, MAX_MESSAGE_BYTES):
+        turn.fail_run(_too_large("`outputs`", words))
         record = turn.encode_event(_ended(turn, RunStatus.FAILED, None))
     turn.ended = True
     turn.append(Channel.RUN_EVENTS, turn.run.id, record)

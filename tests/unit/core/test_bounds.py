@@ -77,7 +77,7 @@ def test_error_of_a_worker_that_does_not_cut_it_is_cut() -> None:
     error = run.events[-2].error
     assert len(error.message) == MAX_ERROR_MESSAGE_CHARS
     assert len(error.type) == 256
-    assert error.details == {"omitted": "more than 16384 bytes"}
+    assert error.details == {"omitted": "takes 2097156 bytes; at most 16384 are allowed"}
     assert all(len(record.value) < 20_000 for record in run.outputs)
 
 

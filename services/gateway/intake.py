@@ -9,12 +9,12 @@ from typing import Final, Protocol
 
 from aiokafka.structs import RecordMetadata
 
-from anabranch.services.gateway.bounded import BoundedMemory
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.problems import Kind, ProblemError
 from anabranch.services.gateway.reads import AcceptedRuns, KnownKey, ReadsUnavailable, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.submissions import Submission
+from anabranch.shared.contracts.bounded import BoundedMemory
 from anabranch.shared.contracts.codec import Headers, encode, trace_id_or
 from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES
 from anabranch.shared.contracts.messages import SubmitRun

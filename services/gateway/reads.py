@@ -1,6 +1,7 @@
 """What is known about runs in Redis, and the runs this gateway accepted itself."""
 
 import re
+import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
@@ -8,9 +9,9 @@ from typing import Final, TypeVar, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from anabranch.services.gateway.bounded import BoundedMemory
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.submissions import Submission
+from anabranch.shared.contracts.bounded import BoundedMemory
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import MIB
 from anabranch.shared.contracts.times import rfc3339
@@ -59,7 +60,7 @@ class AcceptedRuns:
     def __init__(self, tenant: str) -> None:
         self._tenant = tenant
         self._runs: BoundedMemory[str, tuple[Submission, int]] = BoundedMemory(
-            max_entries=_REMEMBERED, max_weight=_REMEMBERED_BYTES, max_age_s=_REMEMBERED_S
+            max_entries=_REMEMBERED, max_weight=_REMEMBERED_BYTES, max_age_s=_REMEMBERED_S, now_s=time.monotonic
         )
 
     def remember(self, run_id: str, submission: Submission, at_ms: int) -> None:

@@ -13,10 +13,10 @@ from typing import Any, Final
 import orjson
 
 from anabranch.services.gateway.body import JSON
-from anabranch.services.gateway.bounded import BoundedMemory
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.problems import Fault, Kind, ProblemError, unavailable
 from anabranch.services.gateway.step_types import StepTypes
+from anabranch.shared.contracts.bounded import BoundedMemory
 from anabranch.shared.contracts.limits import KIB, MAX_LABEL_CHARS, MAX_LABELS, MIB
 from anabranch.shared.contracts.source import Source, SourceError, parse_source, pointer_to
 from anabranch.shared.contracts.validation import (

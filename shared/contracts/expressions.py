@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-_PATHS_KEPT: Final = 8192  # as many as there are programs
+_PATHS_KEPT: Final = 1024  # sets of paths: finding it anew takes a microsecond
 
 
 def context_for(
@@ -370,7 +370,6 @@ class RetryCondition:
         return _must_be_bool(self.program.evaluate({"error": error, "attempt": attempt}), "retry.if")
 
 
-@lru_cache(maxsize=1024)
 def compile_retry_condition(source: str) -> RetryCondition:
     """Return the `if` of a retry policy, written with or without `${{ }}`. Raises `InvalidExpressionError`."""
     return RetryCondition(_bool_program(source, RETRY))

@@ -23,6 +23,7 @@ from cel_expr_python import cel
 from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
 
 from anabranch.shared.contracts import cel_ast as ast
+from anabranch.shared.contracts.bounded import BoundedMemory
 from anabranch.shared.contracts.cel_sizes import Estimate, TooExpensive
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import (
@@ -40,7 +41,9 @@ RUN_FIELDS: Final = ("id", "pipeline", "tenant", "labels", "status")
 FAILED_STATUSES: Final = frozenset(("failed", "timed_out"))
 STATUS_FUNCTIONS: Final = frozenset(("succeeded", "failed", "always"))
 
-_PROGRAMS_KEPT: Final = 8192  # most deployments have fewer distinct expressions; a template keeps its own ones anyway
+_PROGRAMS_KEPT_BYTES: Final = 64 * 1024 * 1024  # some 15,000 plain ones; a template keeps its own ones anyway
+_LEAST_WEIGHT: Final = 1024  # bytes of memory: a path, which needs no engine
+_WEIGHT_PER_TREE_BYTE: Final = 24  # measured: 20 to 24 bytes of memory for one of the checked tree
 
 
 class ExpressionError(AnabranchError):
@@ -130,6 +133,7 @@ class Program:
     _compiled: Any = None
     _macros_checked: bool = False
     _estimate: Estimate | None = None  # None: harmless
+    weight: int = _LEAST_WEIGHT  # bytes of memory, roughly
 
     def evaluate(self, context: Mapping[str, Any], statuses: Mapping[str, bool] | None = None) -> Any:
         """Return the result as JSON. Raises `ExpressionError`."""
@@ -204,9 +208,21 @@ _NOT_A_LIST: Final = re.compile(r"No matching overloads found : _\+_\((\w+), lis
 _STATUS_CODE: Final = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")
 
 
-@lru_cache(maxsize=_PROGRAMS_KEPT)
+_programs: Final[BoundedMemory[tuple[str, Environment], Program]] = BoundedMemory(
+    max_entries=_PROGRAMS_KEPT_BYTES // _LEAST_WEIGHT, max_weight=_PROGRAMS_KEPT_BYTES
+)
+
+
 def compile_expression(source: str, environment: Environment = PIPELINE) -> Program:
     """Return the program of an expression, without its `${{ }}`. Raises `InvalidExpressionError`."""
+    program = _programs.get((source, environment))
+    if program is None:
+        program = _compiled(source, environment)
+        _programs.put((source, environment), program, weight=program.weight + 2 * len(source))
+    return program
+
+
+def _compiled(source: str, environment: Environment) -> Program:
     if len(source) > MAX_EXPRESSION_CHARS:
         raise InvalidExpressionError(
             f"the expression has {len(source)} characters, at most {MAX_EXPRESSION_CHARS} may be"
@@ -242,6 +258,7 @@ def compile_expression(source: str, environment: Environment = PIPELINE) -> Prog
         compiled,
         found.checks_macros and not found.adds,
         None if estimate.is_harmless else estimate,
+        _LEAST_WEIGHT + _WEIGHT_PER_TREE_BYTE * len(serialized),
     )
 
 

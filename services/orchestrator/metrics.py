@@ -22,6 +22,8 @@ class OrchestratorMetrics(ServiceMetrics):
             "stale_records", "Records dropped because they were fetched under an older assignment"
         )
         self._quarantined = self.counter("quarantined_runs", "Runs that not even failing could end")
+        self._broken = self.counter("broken_runs", "Runs that failed at a take-over since they were not understood")
+        self._buried = self.counter("buried_records", "Changelog records that stand for nothing, put into dead letters")
         self._other_rules = self.counter("other_rules", "Partitions restored whose tail was decided under other rules")
         self._held_back = self.counter("held_back", "Times a partition stopped taking because it ran too far ahead")
         self._restore_s = self.histogram("restore_seconds", "From taking a partition over to deciding its first record")
@@ -76,6 +78,14 @@ class OrchestratorMetrics(ServiceMetrics):
     def quarantined(self) -> None:
         """A run is touched no more."""
         self._quarantined.inc()
+
+    def broken(self) -> None:
+        """A run's records are not understood: it fails."""
+        self._broken.inc()
+
+    def buried(self) -> None:
+        """A changelog record stands for nothing."""
+        self._buried.inc()
 
     def other_rules(self) -> None:
         """A tail was decided under another version of the rules."""

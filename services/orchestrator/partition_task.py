@@ -12,28 +12,42 @@ more, drain, checkpoint, close. What each error leads to stands in `ports.ON_ERR
 
 import asyncio
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.orchestrator.core import changelog
 from anabranch.services.orchestrator.core.decide import RULES_VERSION, Decision
 from anabranch.services.orchestrator.core.effects import Append, Channel, DropTimer, SetTimer
+from anabranch.services.orchestrator.core.graph import DefinitionRefused, Pipeline, compiling
 from anabranch.services.orchestrator.core.partition import Partition, to_runs
 from anabranch.services.orchestrator.core.transitions import Ignore
 from anabranch.services.orchestrator.core.turn import SOURCE
 from anabranch.services.orchestrator.metrics import OrchestratorMetrics
-from anabranch.services.orchestrator.ports import ON_ERROR, Answer, InboxRecord, LogError, PartitionLog
+from anabranch.services.orchestrator.ports import (
+    ON_ERROR,
+    Answer,
+    InboxRecord,
+    LogError,
+    PartitionLog,
+    RestoreFailed,
+)
 from anabranch.services.orchestrator.refusals import refusals_of_lost
 from anabranch.services.orchestrator.timers import Due, Timers
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Undecodable, decode, encode
 from anabranch.shared.contracts.dead_letters import Origin, dead_letter
 from anabranch.shared.contracts.ids import trace_id_of_run
+from anabranch.shared.contracts.text import writable
 
 _YIELD_AFTER_S: Final = 0.02  # heartbeats and the other partitions get their turn
+_WAKE: Final = "taken-over"
+"""The timer of a run that is not understood: no run knows it, so only the run that is to be ended heeds it."""
+_LONGEST_BACKOFF: Final = 16  # times the first: below the time a stop has
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,9 @@ class PartitionTask:
         self._logger = logger.bind(partition=log.partition, assignment=log.assignment)
         self._pace = pace
         self._stopping = False
+        self._backoff = 1  # times `restore_backoff_s`, until it has restored
+        self._yielded_at = 0.0
+        self._compiled: list[Pipeline] = []  # for the record at hand: the largest ones are not kept elsewhere
         self._gone: list[str] = []  # step types whose commands were lost with their topic
         self._forget()
 
@@ -132,7 +149,8 @@ class PartitionTask:
         self._forget()
         match answer:
             case Answer.RESTORE:
-                await asyncio.sleep(self._pace.restore_backoff_s)
+                await asyncio.sleep(self._pace.restore_backoff_s * self._backoff)
+                self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
                 return not self._stopping
             case Answer.STOP_TASK:
                 return False
@@ -156,25 +174,49 @@ class PartitionTask:
         loop = asyncio.get_running_loop()
         started = loop.time()
         records = await self._open()
-        self._partition, checkpoint = changelog.restore(records)
+        self._partition, checkpoint, buried = await self._read(records)
         if checkpoint is not None and checkpoint.rules != RULES_VERSION:
             self._logger.warning("the tail of this partition was decided under other rules", rules=checkpoint.rules)
             self._metrics.other_rules()
         self._offset = None if checkpoint is None else checkpoint.offset
-        for run_id, run in self._partition.runs.items():
+        for run_id, run in self._partition.stored.items():
             for timer_id, due_ms in run.timers().items():
                 self._set_timer(run_id, SetTimer(timer_id, due_ms), max(self._partition.at, self._now_ms()))
+        self._bury(buried)
+        self._wake_broken()
         await self._log.seek(self._offset)
         self._restored = True
+        self._backoff = 1
         self._metrics.restored(seconds=loop.time() - started, records=len(records))
         self._logger.info(
-            "partition restored", runs=len(self._partition.runs), records=len(records), offset=self._offset,
+            "partition restored", runs=len(self._partition.stored), records=len(records), offset=self._offset,
             seconds=round(loop.time() - started, 3),
         )  # fmt: skip
 
     async def _open(self) -> "changelog.Records":
         await self._log.start_producer()  # first: from here on the predecessor's checkpoints are refused
         return await self._log.read_changelog()
+
+    async def _read(self, records: "changelog.Records") -> "changelog.Restored":
+        try:
+            return await self._in_slices(changelog.restoring(records))
+        except changelog.ChangelogCorrupt as error:  # this partition stands until somebody mends it; the others go on
+            raise RestoreFailed(str(error)) from error
+
+    def _bury(self, buried: Sequence["changelog.Buried"]) -> None:
+        """Keep what stands for nothing where an operator finds it: the next checkpoint deletes it."""
+        for key, value, reason in buried:
+            origin = Origin(f"the changelog of {self._topic}", self._log.partition, -1, self._partition.at, key, value)
+            self._logger.error("changelog record buried", key=repr(key), reason=writable(reason))
+            self._metrics.buried()
+            self._append_letter(origin, "ChangelogUnreadable", reason, None)
+
+    def _wake_broken(self) -> None:
+        """Have the runs that are not understood end: by a record, as everything that happens to a run."""
+        for run_id, broken in self._partition.broken.items():
+            self._logger.error("run not understood: it fails", run_id=run_id, reason=writable(broken.reason))
+            self._metrics.broken()
+            self._fire(Due(run_id, _WAKE, self._partition.at))
 
     # --- 1. take --------------------------------------------------------------------------------------------------
 
@@ -195,18 +237,51 @@ class PartitionTask:
     # --- 2. decide ------------------------------------------------------------------------------------------------
 
     async def _decide_all(self, records: Sequence[InboxRecord]) -> None:
-        loop = asyncio.get_running_loop()
-        yielded = loop.time()
+        self._yielded_at = asyncio.get_running_loop().time()
         if records and not self._since_checkpoint:
-            self._checkpoint_due = yielded + self._pace.checkpoint_s
+            self._checkpoint_due = self._yielded_at + self._pace.checkpoint_s
         for record in records:
-            self._handle(record)
-            if loop.time() - yielded > _YIELD_AFTER_S:
-                await asyncio.sleep(0)
-                yielded = loop.time()
+            message = decode(m.INBOX, record.value)
+            if not isinstance(message, Undecodable):
+                await self._compile(self._partition.definitions_of(message))
+            self._handle(record, message)
+            await self._yield_if_due()
 
-    def _handle(self, record: InboxRecord) -> None:
-        message = decode(m.INBOX, record.value)
+    async def _awaken_all(self) -> None:
+        """Do for every run that was restored what is otherwise done when it is first decided on."""
+        for run_id in tuple(self._partition.stored):
+            stored = self._partition.stored[run_id]
+            await self._compile((stored.submission.definition,))
+            self._partition.awaken(run_id)
+        self._wake_broken()
+
+    async def _compile(self, definitions: Sequence[str]) -> None:
+        """Compile definitions before a message is decided that needs them, so that deciding it does not take long."""
+        self._compiled = []
+        for definition in definitions:
+            try:
+                self._compiled.append(await self._in_slices(compiling(definition)))
+            except DefinitionRefused as error:  # known from here on: deciding says so of each of its runs
+                self._logger.warning("definition not understood", reason=writable(str(error)))
+
+    async def _in_slices(self, slices: Generator[None, None, T]) -> T:
+        """Run it to its end, and let the others have their turn on the way."""
+        self._yielded_at = asyncio.get_running_loop().time()
+        while True:
+            try:
+                next(slices)
+            except StopIteration as done:
+                value: T = done.value
+                return value
+            await self._yield_if_due()
+
+    async def _yield_if_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._yielded_at > _YIELD_AFTER_S:
+            await asyncio.sleep(0)
+            self._yielded_at = loop.time()
+
+    def _handle(self, record: InboxRecord, message: m.InboxMessage | Undecodable) -> None:
         if isinstance(message, Undecodable):
             self._dead_letter(record, "Undecodable", message.reason, None)
         elif isinstance(message, m.LeasesRenewed):
@@ -228,9 +303,9 @@ class PartitionTask:
         self._logger.debug("decided", run_id=message.run_id, type=message.type, ignored=decision.ignored)
 
     def _engine_error(self, record: InboxRecord, message: m.RunMessage, error: Exception) -> Decision:
-        words = "".join(traceback.format_exception(error))
+        words = writable("".join(traceback.format_exception(error)))
         self._logger.error("deciding raised", run_id=message.run_id, type=message.type, traceback=words)
-        self._dead_letter(record, type(error).__name__, str(error), words)
+        self._dead_letter(record, type(error).__name__, "".join(traceback.format_exception_only(error)), words)
         try:
             return self._partition.abandon(message, error, record.at_ms)
         except Exception:  # not even failing the run works: nothing touches it any more
@@ -277,6 +352,8 @@ class PartitionTask:
 
     async def _refuse_gone(self) -> None:
         loop = asyncio.get_running_loop()
+        if self._gone:
+            await self._awaken_all()
         while self._gone:
             uses, yielded = self._gone.pop(), loop.time()
             for refusal in refusals_of_lost(self._partition, uses, "its topic was deleted, and the commands in it"):
@@ -289,10 +366,13 @@ class PartitionTask:
         origin = Origin(
             self._topic, self._log.partition, record.offset, record.at_ms, record.key, record.value, record.headers
         )
+        self._append_letter(origin, error_type, reason, words)
+
+    def _append_letter(self, origin: Origin, error_type: str, reason: str, words: str | None) -> None:
         letter = dead_letter(
             origin, service="orchestrator", source=SOURCE, error_type=error_type, reason=reason, traceback=words
         )
-        key = "" if record.key is None else record.key.decode(errors="replace")
+        key = "" if origin.key is None else origin.key.decode(errors="replace")
         self._log.append(Append(Channel.DEAD_LETTERS, key, letter.value, letter.headers))
         self._metrics.dead_lettered(error_type)
 

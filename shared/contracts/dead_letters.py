@@ -9,6 +9,7 @@ from typing import Final
 from anabranch.shared.contracts.codec import Encoded, encode
 from anabranch.shared.contracts.limits import MAX_ERROR_MESSAGE_CHARS, MAX_MESSAGE_BYTES
 from anabranch.shared.contracts.messages import DeadLetter
+from anabranch.shared.contracts.text import writable
 
 _VALUE_BYTES: Final = MAX_MESSAGE_BYTES * 3 // 4 * 7 // 8  # as base64, with the envelope, within a message
 _TRACEBACK_CHARS: Final = 8000
@@ -17,7 +18,10 @@ _HEADERS_CHARS: Final = 16_000
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A record as it stood on its topic. Clients may send headers without a value."""
+    """A record as it stood on its topic. Clients may send headers without a value.
+
+    Of a compacted topic's record the key tells which one it is; then its offset, which is not known, is -1.
+    """
 
     topic: str
     partition: int
@@ -29,15 +33,16 @@ class Origin:
 
     @property
     def place(self) -> str:
-        """Where it stood, as `topic/partition/offset`: the letter's id."""
-        return f"{self.topic}/{self.partition}/{self.offset}"
+        """Where it stood, as `topic/partition/offset` or, without an offset, with its key: the letter's id."""
+        which = str(self.offset) if self.offset >= 0 or self.key is None else self.key.decode(errors="replace")
+        return f"{self.topic}/{self.partition}/{which}"
 
 
 def dead_letter(
     origin: Origin, *, service: str, source: str, error_type: str, reason: str, traceback: str | None = None
 ) -> Encoded:
     """Return the dead letter of a record; of a value too large for a letter, its beginning, and the reason says so."""
-    value = origin.value
+    value, reason = origin.value, writable(reason)
     if value is not None and len(value) > _VALUE_BYTES:
         reason = f"{reason} (the first {_VALUE_BYTES} of {len(value)} bytes are kept)"
         value = value[:_VALUE_BYTES]

@@ -3,9 +3,11 @@
 `validation.py` decides what is accepted; these models alone say what a definition looks like.
 """
 
+from collections.abc import Generator
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
+import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -14,6 +16,7 @@ from pydantic import (
     Field,
     JsonValue,
     StringConstraints,
+    TypeAdapter,
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
@@ -24,8 +27,10 @@ from anabranch.shared.contracts.limits import (
     MAX_DESCRIPTION_BYTES,
     MAX_NAME_CHARS,
     MAX_NEEDS,
+    MAX_NESTING,
     MAX_STEPS,
 )
+from anabranch.shared.contracts.nesting import holds_too_deep
 from anabranch.shared.contracts.retry import Jitter, RetryPolicy
 
 PIPELINE_NAME: Final = rf"^[a-z][a-z0-9-]{{0,{MAX_NAME_CHARS - 1}}}$"
@@ -212,6 +217,31 @@ class PipelineSpec(_Model):
 
 
 _ONE_ATTEMPT: Final = RetrySpec()
+
+
+_STEPS: Final[TypeAdapter[dict[str, StepSpec]]] = TypeAdapter(dict[StepName, StepSpec])
+_STEPS_PER_SLICE: Final = 256  # some 5 ms
+
+
+def parse_spec_in_slices(canonical: str) -> Generator[None, None, PipelineSpec]:
+    """Return the model of a definition's JSON text that the gateway has validated, and yield on the way.
+
+    Raises `ValueError`, of which pydantic's `ValidationError` is one.
+    """
+    encoded = canonical.encode()
+    value = orjson.loads(encoded)
+    if holds_too_deep(value, encoded, MAX_NESTING):
+        raise ValueError(f"nested deeper than {MAX_NESTING} levels")
+    items = list(value["steps"].items()) if isinstance(value, dict) and isinstance(value.get("steps"), dict) else []
+    if len(items) > _STEPS_PER_SLICE:
+        value["steps"] = dict(items[:_STEPS_PER_SLICE])
+    # Not strict, which would refuse the lists of JSON where there are tuples in Python.
+    spec = PipelineSpec.model_validate(value, strict=False)
+    steps = dict(spec.steps)
+    for start in range(_STEPS_PER_SLICE, min(len(items), MAX_STEPS), _STEPS_PER_SLICE):
+        yield
+        steps |= _STEPS.validate_python(dict(items[start : start + _STEPS_PER_SLICE]), strict=False)
+    return spec.model_copy(update={"steps": steps})
 
 
 def parse_spec(canonical: str | bytes) -> PipelineSpec:

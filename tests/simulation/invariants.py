@@ -41,6 +41,8 @@ def _in_flight(task: PartitionTask) -> list[str]:
     partition = task.partition
     left: dict[str, Sized] = {
         "runs": partition.runs,
+        "runs that were not decided on": partition.stored,
+        "runs that were not understood": partition.broken,
         "timers": task._timers,
         "changes": partition.changed,
         "steps in the changelog": partition.written,

@@ -124,7 +124,7 @@ def _runs(partition: Partition) -> dict[str, object]:
         run.id: (run.submission, run.started_at, run.at, run.seq, run.continued, run.stop, run.error, run.steps,
                  run.open, run.in_flight, run.in_flight_bytes, run.held, run.unmet, run.unhappy, _ready(run))
         for run in partition.runs.values()
-    }  # fmt: skip
+    } | dict.fromkeys(partition.broken, "not understood")  # fmt: skip
 
 
 def _ready(run: Run) -> list[int]:

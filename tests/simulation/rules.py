@@ -60,7 +60,7 @@ class _DecidesTimersItself(PartitionTask):
         assert self._offset is not None
         message = TimerFired(run_id=due.run_id, timer_id=due.timer_id)
         record = encode(message, message_id="", source="", at_ms=due.due_ms, trace_id="")
-        self._handle(InboxRecord(self._offset - 1, due.due_ms, b"", record.value, (), self._log.assignment))
+        self._handle(InboxRecord(self._offset - 1, due.due_ms, b"", record.value, (), self._log.assignment), message)
 
 
 class _ForgetsEarlyTimers(PartitionTask):

@@ -1,29 +1,33 @@
 """A pipeline compiled for the core: steps by index, who depends on whom, templates and conditions ready to evaluate.
 
-Compiled once per content: runs of one definition share the result, which nothing changes.
+Compiled once per content: runs of one definition share the result, which nothing changes. How many are kept for runs to
+come is bounded by what they weigh.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
+from weakref import WeakValueDictionary
 
 from anabranch.services.orchestrator.core.status import UNSUCCESSFUL, StepStatus
+from anabranch.shared.contracts.bounded import BoundedMemory
+from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.expressions import (
     Condition,
+    ExpressionError,
     RetryCondition,
     Template,
     compile_condition,
     compile_retry_condition,
     compile_template,
 )
+from anabranch.shared.contracts.limits import MAX_ERROR_MESSAGE_CHARS
 from anabranch.shared.contracts.retry import RetryPolicy
-from anabranch.shared.contracts.spec import PipelineSpec, StepSpec
+from anabranch.shared.contracts.spec import PipelineSpec, StepSpec, parse_spec_in_slices
 
 TRANSFORM: Final = "transform"
 """The step type that the core answers itself."""
-
-_DEFINITIONS_KEPT: Final = 256  # compiled definitions; one of five steps takes about 10 KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,18 @@ class Node:
         """Whether the step may run although what it needs failed, under `fail_fast` too."""
         return self.condition is not None and self.condition.asks_for_failures
 
+    @property
+    def weight(self) -> int:
+        """How many bytes of memory its conditions take, roughly."""
+        programs = (self.condition and self.condition.program, self.retry_when and self.retry_when.program)
+        return sum(program.weight for program in programs if program)
+
     def satisfies(self, status: StepStatus) -> bool:
         """Return whether `succeeded()` holds of this step for those that need it."""
         return status is StepStatus.SUCCEEDED or (self.continue_on_error and status in UNSUCCESSFUL)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Pipeline:
     """A definition ready to run."""
 
@@ -65,38 +75,108 @@ class Pipeline:
     roots_last_first: tuple[int, ...]
     outputs: Template
     uses: Mapping[str, str]
+    weight: int = 0  # bytes of memory, roughly
 
 
 NO_PIPELINE: Final = Pipeline("unreadable", None, True, (), {}, (), (), (), compile_template({}), {})
 """Stands for a definition that cannot be compiled."""
 
 
-@lru_cache(maxsize=_DEFINITIONS_KEPT)
+class DefinitionRefused(AnabranchError):
+    """This version does not understand the definition; says why. The gateway of this version would have refused it."""
+
+
+_KEPT_BYTES: Final = 64 * 1024 * 1024  # compiled definitions: one of five steps takes about 10 KiB, the largest 60 MiB
+_BYTES_PER_STEP: Final = 1536  # measured: 1,300 to 2,500, of a step with little in it
+_BYTES_PER_CHARACTER: Final = 8  # measured, of what a step is given literally
+
+_kept: Final[BoundedMemory[str, Pipeline | DefinitionRefused]] = BoundedMemory(
+    max_entries=_KEPT_BYTES // _BYTES_PER_STEP, max_weight=_KEPT_BYTES
+)
+_in_use: Final[WeakValueDictionary[str, Pipeline]] = WeakValueDictionary()  # so that no two runs hold one twice
+
+
+def compiled(definition: str) -> Pipeline | DefinitionRefused | None:
+    """Return what is known of a definition: its pipeline, that it is refused, or nothing."""
+    return _in_use.get(definition) or _kept.get(definition)
+
+
 def compile_pipeline(definition: str) -> Pipeline:
     """Return the pipeline of a definition, canonical JSON text that the gateway has validated.
 
-    Raises pydantic's `ValidationError`, `ExpressionError` or `KeyError` for text that never passed the gateway.
+    Raises `DefinitionRefused` for text that never passed the gateway of this version.
     """
-    spec = PipelineSpec.model_validate_json(definition)
+    slices = compiling(definition)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            pipeline: Pipeline = done.value
+            return pipeline
+
+
+def compiling(definition: str) -> Generator[None, None, Pipeline]:
+    """Do what `compile_pipeline` does, and yield at least every few milliseconds: nobody has to wait for all of it."""
+    known = compiled(definition)
+    if known is None:
+        known = yield from _compiling(definition)
+    if isinstance(known, DefinitionRefused):
+        raise DefinitionRefused(*known.args)
+    _kept.put(definition, known, weight=known.weight)
+    _in_use[definition] = known
+    return known
+
+
+def _compiling(definition: str) -> Generator[None, None, Pipeline | DefinitionRefused]:
+    try:
+        spec = yield from parse_spec_in_slices(definition)
+        return (yield from _compiling_spec(spec, len(definition)))
+    except MemoryError:  # may not be so the next time
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever it is that this version cannot make of the text, it is the same next time
+        refused = DefinitionRefused(f"{type(error).__name__}: {error}"[:MAX_ERROR_MESSAGE_CHARS])
+        _kept.put(definition, refused, weight=2 * len(definition))
+        return refused
+
+
+def _compiling_spec(spec: PipelineSpec, length: int) -> Generator[None, None, Pipeline]:
     index = {step_id: i for i, step_id in enumerate(spec.steps)}
-    nodes = tuple(_compile_step(step_id, step, spec, index) for step_id, step in spec.steps.items())
-    dependents: list[list[int]] = [[] for _ in nodes]
-    for i, node in enumerate(nodes):
+    nodes: list[Node] = []
+    dependents: list[list[int]] = [[] for _ in index]
+    weight = _BYTES_PER_STEP * len(index) + _BYTES_PER_CHARACTER * length
+    for i, (step_id, step) in enumerate(spec.steps.items()):
+        node = _compile_step(step_id, step, spec, index)
+        nodes.append(node)
         for need in node.needs:
             dependents[need].append(i)
+        weight += node.weight + (yield from _compiling_template(node.input))
+        yield
+    outputs = compile_template(spec.outputs)
+    weight += yield from _compiling_template(outputs)
     need_counts = tuple(len(node.needs) for node in nodes)
     return Pipeline(
         name=spec.name,
         timeout_s=spec.timeout_s,
         fail_fast=spec.fail_fast,
-        steps=nodes,
+        steps=tuple(nodes),
         index=index,
         dependents=tuple(tuple(d) for d in dependents),
         need_counts=need_counts,
         roots_last_first=tuple(i for i in reversed(range(len(nodes))) if not need_counts[i]),
-        outputs=compile_template(spec.outputs),
+        outputs=outputs,
         uses={node.id: node.uses for node in nodes},
+        weight=weight,
     )
+
+
+def _compiling_template(template: Template) -> Generator[None, None, int]:
+    """Compile the expressions of a template and return what they weigh; one that does not compile fails its step."""
+    weight = 0
+    for one in template.expressions:
+        with suppress(ExpressionError):
+            weight += one.program.weight
+        yield
+    return weight
 
 
 def _compile_step(step_id: str, step: StepSpec, spec: PipelineSpec, index: Mapping[str, int]) -> Node:

@@ -12,7 +12,7 @@ from anabranch.services.orchestrator.core.status import IN_FLIGHT, TERMINAL, Ste
 from anabranch.shared.contracts.codec import trace_id_or
 from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.ids import timer_id
-from anabranch.shared.contracts.messages import SubmitRun
+from anabranch.shared.contracts.messages import RunSettings, SubmitRun
 
 # Timers of a run, and kinds of timers of a step.
 RUN_TIMEOUT: Final = "run-timeout"
@@ -120,6 +120,15 @@ class Stop:
     message: str
     grace_over: bool = False  # the workers that have not answered are no longer waited for
 
+    @property
+    def is_for_good(self) -> bool:
+        """Whether a cancel or the run's own limit stopped it: nothing starts any more, and nothing stops it again."""
+        return self.reason is not StopReason.FAIL_FAST
+
+    def grace_ends_at(self, settings: RunSettings) -> int | None:
+        """When the workers' answers are no longer waited for, milliseconds of broker time."""
+        return None if self.grace_over else self.at_ms + round(1000 * settings.cancel_grace_s)
+
 
 @dataclass(slots=True)
 class Run:
@@ -179,14 +188,12 @@ class Run:
     @property
     def grace_ends_at(self) -> int | None:
         """When a stopping run no longer waits for its workers' answers, milliseconds of broker time."""
-        if self.stop is None or self.stop.grace_over:
-            return None
-        return self.stop.at_ms + round(1000 * self.submission.settings.cancel_grace_s)
+        return None if self.stop is None else self.stop.grace_ends_at(self.submission.settings)
 
     @property
     def is_stopped_for_good(self) -> bool:
-        """Whether a cancel or the run's own limit stopped it: nothing starts any more, and nothing stops it again."""
-        return self.stop is not None and self.stop.reason is not StopReason.FAIL_FAST
+        """Whether a cancel or the run's own limit stopped it."""
+        return self.stop is not None and self.stop.is_for_good
 
     def timers(self) -> dict[str, int]:
         """Return every timer the run has armed: its id and when it is due, milliseconds of broker time."""

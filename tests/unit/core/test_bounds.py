@@ -3,6 +3,7 @@
 import pytest
 
 from anabranch.services.orchestrator.core.effects import Append
+from anabranch.services.orchestrator.core.graph import DefinitionRefused
 from anabranch.shared.contracts.errors import ErrorType
 from anabranch.shared.contracts.limits import (
     MAX_ERROR_MESSAGE_CHARS,
@@ -103,14 +104,14 @@ def test_definition_that_never_passed_the_gateway_is_refused() -> None:
     """`decide` raises and changes nothing; `abandon` starts the run and fails it, so that its client hears of it."""
     run = ARun()
     message = a_submission({"a": a_step("nobody")})
-    with pytest.raises(KeyError) as raised:
+    with pytest.raises(DefinitionRefused, match="KeyError") as raised:
         run.partition.decide(message, run.at)
     decision = run.partition.abandon(message, raised.value, run.at)
     run.partition.commit(decision, run.at)
     run.act(decision)
     assert [event.type for event in run.events] == ["RunStarted", "RunFailed"]
     assert run.end.error is not None
-    assert run.end.error.message == "deciding SubmitRun raised KeyError; see the dead letters"
+    assert run.end.error.message == "deciding SubmitRun raised DefinitionRefused; see the dead letters"
 
 
 def test_engine_error_about_a_run_that_nobody_knows_changes_nothing() -> None:

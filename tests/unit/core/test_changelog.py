@@ -1,14 +1,25 @@
 """The changelog: what stands in it is what the partition is, and nothing else."""
 
+import json
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from anabranch.services.orchestrator.core import changelog
-from anabranch.services.orchestrator.core.changelog import Change, ChangelogCorrupt, restore, take_changes
+from anabranch.services.orchestrator.core.changelog import (
+    Change,
+    ChangelogCorrupt,
+    Restored,
+    restore,
+    restoring,
+    take_changes,
+)
 from anabranch.services.orchestrator.core.partition import Partition
 from anabranch.services.orchestrator.core.transitions import Ignore
-from anabranch.shared.contracts.messages import RunSettings
+from anabranch.shared.contracts.errors import ErrorType
+from anabranch.shared.contracts.messages import RunMessage, RunSettings
 from tests.support.builders import (
     RETRIES,
     RUN,
@@ -20,6 +31,7 @@ from tests.support.builders import (
     cancel_run,
     cancelled,
     failed,
+    fired,
     renewed,
     started,
     succeeded,
@@ -191,30 +203,195 @@ def test_the_checkpoint_says_offset_time_and_rules() -> None:
     assert restore({}) == (Partition(), None)
 
 
+OTHER = "another-run"
+
+
+def two_runs() -> tuple[Compacted, ARun]:
+    """Return a changelog with the run under test, whose step `b` is queued, and another one."""
+    topic, run = Compacted(), a_run({"a": a_step(), "b": a_step("a"), "c": a_step("b")}, keep_s=60)
+    run.takes(succeeded("a"), a_submission({"x": a_step()}, run_id=OTHER))
+    topic.checkpoint(run.partition)
+    return topic, run
+
+
+def taken_over(topic: Compacted, at: int) -> tuple[ARun, Restored]:
+    """Return the partition as another process takes it over: nothing is compiled yet."""
+    slices = restoring(topic.records)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            restored: Restored = done.value
+            return ARun(partition=restored.partition, at=at), restored
+
+
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("name", "value"),
     [
-        ("R", b"{}", "cannot be read"),
-        ("R/a", b"nonsense", "cannot be read"),
-        ("_checkpoint", b"[]", "cannot be read"),
-        ("R/zzz", b'{"attempt":1}', "cannot be restored"),
-        ("R/.submission", None, "has no submission"),
+        ("/a", b"nonsense"),
+        ("/a", b'{"status":"singing"}'),
+        ("/b", b"[" * 2000),
+        ("/zzz", b'{"attempt":1}'),
+        ("/", b"{}"),
+        ("/.submission", None),
+        ("/.submission", b"{}"),
+        ("/.submission", b"\xff"),
+        ("/.submission", b'{"run_id":"another-run","tenant":"t","definition":"{}"}'),
+        ("/.submission", b'{"run_id":"0192f0c3-0000-7000-8000-000000000001","tenant":"t","definition":"{}"}'),
+        ("/.submission", b'{"run_id":"0192f0c3-0000-7000-8000-000000000001","tenant":"t","definition":"\\"}'),
     ],
 )
-def test_a_record_that_cannot_be_read_stops_the_restore_and_says_which(key: str, value: bytes, words: str) -> None:
-    """Going on without it would decide differently."""
-    topic, run = Compacted(), a_run()
+@pytest.mark.parametrize("message", [succeeded("b"), cancel_run(), fired("whatever"), renewed("b"), renewed("q", 7)])
+def test_a_run_that_is_not_understood_fails_alone(name: str, value: bytes | None, message: RunMessage) -> None:
+    """With the next message to it, as if that were its last event; nothing of it stays, and the others go on."""
+    topic, before = two_runs()
+    topic.write([(f"{RUN}{name}".encode(), value)])
+    run, restored = taken_over(topic, before.at)
+    assert restored.buried == []
+    run.take(message, after_ms=1)
+    assert run.end.type == "RunFailed"
+    assert run.end.seq == before.run.seq + 1
+    assert run.end.error is not None
+    assert run.end.error.type == ErrorType.ENGINE_ERROR
+    assert run.ignores(succeeded("b")) is Ignore.UNKNOWN_RUN
+    again, _ = taken_over(topic, before.at)  # a crash before the next checkpoint
+    again.take(message, after_ms=1)
+    assert again.outputs == run.outputs
     topic.checkpoint(run.partition)
-    topic.write([(key.replace("R", RUN, 1).encode() if key[0] == "R" else key.encode(), value)])
-    with pytest.raises(ChangelogCorrupt, match=words):
-        restore(topic.records)
+    assert topic.keys() - {"R"} == {OTHER, f"{OTHER}/.submission", f"{OTHER}/x"}
+    assert run.take(succeeded("x", run_id=OTHER)).ended
+    topic.checkpoint(run.partition)
+    assert topic.keys() - {"R"} == set()
 
 
-def test_a_definition_that_this_version_does_not_understand_stops_the_restore() -> None:
-    """The run belongs to a version that does."""
-    topic, run = Compacted(), a_run()
-    topic.checkpoint(run.partition)
+def test_a_definition_that_this_version_does_not_accept_fails_its_runs_alone() -> None:
+    """The gateway of another version took it, or another CEL library."""
+    topic, before = two_runs()
     key = f"{RUN}/.submission".encode()
     topic.records[key] = topic.records[key].replace(b"simulate", b"SIMULATE!")
-    with pytest.raises(ChangelogCorrupt, match="not understood"):
-        restore(topic.records)
+    run, _ = taken_over(topic, before.at)
+    assert set(run.partition.stored) == {RUN, OTHER}
+    run.take(succeeded("b"))
+    assert run.end.error is not None
+    assert run.end.error.message == (
+        "the run cannot be taken over: its definition is not understood (DefinitionRefused)"
+    )
+    assert run.ignores(a_submission({"a": a_step()}, keep_s=60)) is Ignore.FINISHED_RUN
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (RUN.encode(), b"{}"),
+        (RUN.encode(), b'{"seq":-1,"at":0,"started_at":0}'),
+        (RUN.encode(), b'{"seq":1,"at":1e300,"started_at":0}'),
+        (RUN.encode(), None),
+        (b"\xff", b"x"),
+        (b"\xff", b'{"seq":1,"at":1,"started_at":0}'),
+        (b"\xff/\xff", b"{}"),
+        (b"", b""),
+        (b"/", b""),
+        (b"no id!", b'{"seq":1,"at":1,"started_at":0}'),
+        (b"orphan/a", b'{"attempt":1}'),
+    ],
+)
+def test_what_stands_for_nothing_is_buried(key: bytes, value: bytes | None) -> None:
+    """With every record of its run, since without a head nobody knows the number of the run's next event."""
+    topic, before = two_runs()
+    topic.write([(key, value)])
+    run, restored = taken_over(topic, before.at)
+    assert {each.key for each in restored.buried} == {
+        each for each in topic.records if each.split(b"/")[0] == key.split(b"/")[0] and each != b"_checkpoint"
+    }
+    assert all(topic.records[each.key] == each.value for each in restored.buried)
+    topic.checkpoint(run.partition)
+    assert not {each.key for each in restored.buried} & topic.records.keys()
+    assert taken_over(topic, before.at)[1].buried == []
+    assert run.take(succeeded("x", run_id=OTHER)).ended
+
+
+def test_an_ended_run_of_an_odd_key_is_forgotten_in_its_time() -> None:
+    """A promise is a promise, whatever it was made to."""
+    topic, before = two_runs()
+    topic.write([(b"\xff", b'{"finished_at":1,"keep_s":1}')])
+    run, restored = taken_over(topic, before.at)
+    assert restored.buried == []
+    topic.checkpoint(run.partition)
+    assert b"\xff" not in topic.records
+
+
+def test_a_run_that_begins_under_the_id_of_a_buried_one_is_kept() -> None:
+    """What is left of the buried one is deleted first."""
+    topic, before = two_runs()
+    topic.write([(RUN.encode(), b"{}")])
+    run, _ = taken_over(topic, before.at)
+    run.takes(a_submission({"y": a_step()}))
+    topic.checkpoint(run.partition)
+    assert topic.keys() - {OTHER, f"{OTHER}/.submission", f"{OTHER}/x"} == {"R", "R/.submission", "R/y"}
+
+
+def test_a_checkpoint_that_cannot_be_read_stops_the_restore() -> None:
+    """Nobody knows then which record is to be decided next."""
+    topic, _ = two_runs()
+    for value in (b"[]", b"", b"{", b'{"offset":"x"}'):
+        topic.records[b"_checkpoint"] = value
+        with pytest.raises(ChangelogCorrupt, match="_checkpoint"):
+            restore(topic.records)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+VALUES = st.binary(max_size=20) | JSON.map(lambda value: json.dumps(value).encode())
+
+
+def _with_a_field_changed(record: bytes, name: str, value: object) -> bytes:
+    return json.dumps({**json.loads(record), name: value}).encode()
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_stands_in_the_changelog_the_other_runs_go_on(data: st.DataObject) -> None:
+    """Garbage in any record but the checkpoint: restored, decided, checkpointed and restored again without a raise."""
+    topic, before = two_runs()
+    key = data.draw(st.sampled_from(sorted(each for each in topic.records if each.startswith(RUN.encode()))))
+    if data.draw(st.booleans()):
+        topic.records[key] = data.draw(VALUES)
+    else:
+        names = st.sampled_from(sorted(json.loads(topic.records[key])))
+        topic.records[key] = _with_a_field_changed(topic.records[key], data.draw(names), data.draw(JSON))
+    topic.records[data.draw(st.binary(max_size=4))] = data.draw(VALUES)
+    for _ in range(2):
+        run, restored = taken_over(topic, before.at)
+        for stored in restored.partition.stored.values():
+            assert all(isinstance(due, int) for due in stored.timers().values())
+        for message in (fired("whatever"), succeeded("b"), cancel_run()):
+            try:
+                run.take(message, after_ms=1)
+            except Exception as error:  # noqa: BLE001  # what the partition task does
+                try:
+                    decision = run.partition.abandon(message, error, run.at)
+                    run.partition.commit(decision, run.at)
+                except Exception:  # noqa: BLE001  # the same
+                    run.partition.quarantine(RUN)
+        topic.checkpoint(run.partition)
+    assert run.take(succeeded("x", run_id=OTHER)).ended
+
+
+def test_a_restore_yields_after_every_record_and_compiles_nothing() -> None:
+    """So it never holds up whoever does it, and what is due is known without the definition."""
+    topic, run = Compacted(), a_run(timeout="7s")
+    for number in range(300):
+        run.takes(a_submission({f"s{number}": a_step(), "b": a_step()}, run_id=f"r{number}", timeout=number + 1))
+    run.takes(started("a"), cancel_run())
+    topic.checkpoint(run.partition)
+    assert sum(1 for _ in restoring(topic.records)) >= 900
+    again, restored = taken_over(topic, run.at)
+    assert again.partition.runs == {}
+    assert {run_id: stored.timers() for run_id, stored in restored.partition.stored.items()} == {
+        run_id: each.timers() for run_id, each in run.partition.runs.items()
+    }
+    again.partition.awaken_all()
+    assert again.partition.runs.keys() == run.partition.runs.keys()

@@ -115,7 +115,10 @@ def test_progress_that_is_too_deep_is_not_kept(levels: int) -> None:
 def test_everything_at_its_limit_is_read_back_from_every_topic() -> None:
     """Writers and readers have more room than what may enter."""
     deep = nested(MAX_NESTING)
-    run = a_run({"a": a_step(), "b": a_step(with_=deep), "c": a_step(continue_on_error=True)}, inputs={"x": deep[0]})
+    run = a_run(
+        {"a": a_step(), "b": a_step(with_=nested(MAX_NESTING - 4)), "c": a_step(continue_on_error=True)},
+        inputs={"x": deep[0]},
+    )
     run.takes(started("a"), renewed("a", progress=deep), failed("c", details=deep), succeeded("b", deep))
     run = restored(run)
     assert run.step("a").progress == deep

@@ -12,7 +12,7 @@ from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import LagWatch, Pressure
 from anabranch.services.gateway.reads import AcceptedRuns, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
-from anabranch.services.gateway.step_types import StepTypeReader, StepTypes
+from anabranch.services.gateway.step_types import CommandTopicWatch, StepTypeReader, StepTypes
 from anabranch.services.gateway.waiting import ChannelListener, Watches
 from anabranch.shared.contracts.topics import DEFINITIONS, STEP_TYPES
 from anabranch.shared.runtime.clients import new_admin
@@ -43,6 +43,8 @@ class Gateway:
         self._type_reader = StepTypeReader(
             self._announcements, settings.topics.step_types, self._step_types, metrics=metrics, log=service.log
         )
+        self._topics_admin = new_admin(settings)
+        self._topic_watch = CommandTopicWatch(self._topics_admin, settings.topics, self._step_types, service.log)
         self._offsets = new_consumer(settings)
         self._admin = new_admin(settings)
         self._lag = LagWatch(self._offsets, self._admin, self._pressure, settings, service.log)
@@ -71,6 +73,7 @@ class Gateway:
             await self._announcements.start()
             await self._offsets.start()
             await self._admin.start()
+            await self._topics_admin.start()
             await self._serve()
         finally:
             await self._close()
@@ -83,6 +86,7 @@ class Gateway:
 
             running = [
                 start(self._type_reader.follow(), "read step types"),
+                start(self._topic_watch.watch(), "watch command topics"),
                 start(self._lag.watch(), "watch the inbox's lag"),
                 start(self._listener.listen(), "listen to run channels"),
                 start(_until_failed(self._outbox), "watch the outbox"),
@@ -97,6 +101,7 @@ class Gateway:
         await self._announcements.stop()
         await self._offsets.stop()
         await self._admin.close()
+        await self._topics_admin.close()
         await self._redis.aclose()
         await self._outbox.stop(self._service.deadline)
 

@@ -1,16 +1,20 @@
 """Which step types there are: what step services announced, and what the core answers itself."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.gateway.metrics import GatewayMetrics
-from anabranch.shared.contracts.codec import Undecodable, decode
-from anabranch.shared.contracts.messages import STEP_TYPES, StepTypeAnnounced
-from anabranch.shared.contracts.schemas import SchemaError, compile_schema
+from anabranch.shared.contracts.announcements import BadAnnouncement, read_announcement
+from anabranch.shared.contracts.limits import KIB, MAX_ANNOUNCED_BYTES, MAX_STEP_TYPES
+from anabranch.shared.contracts.messages import StepTypeAnnounced
+from anabranch.shared.contracts.topics import TopicNames
 
 BUILT_IN: Final = (
     StepTypeAnnounced(
@@ -28,6 +32,8 @@ BUILT_IN: Final = (
 )
 
 _TAKE_MS: Final = 1000
+_LARGE_BYTES: Final = 16 * KIB  # an announcement that takes milliseconds to check: not on the loop
+_LOOK_EVERY_S: Final = 5.0  # for command topics
 
 
 class StepTypes:
@@ -37,15 +43,26 @@ class StepTypes:
         self.known: Mapping[str, StepTypeAnnounced] = {each.name: each for each in BUILT_IN}
         self.version = 0
         self.complete = False  # everything announced before this process started was read
+        self.changed = asyncio.Event()
+        self.without_topic: frozenset[str] = frozenset()  # announced, but nobody can send them commands
+        self._sizes: dict[str, int] = {}
 
-    def announce(self, announced: StepTypeAnnounced) -> None:
-        """A step service serves this type."""
-        if self.known.get(announced.name) != announced:
-            self._replace({**self.known, announced.name: announced})
+    def announce(self, announced: StepTypeAnnounced, size: int = 0) -> None:
+        """A step service serves this type; its announcement takes `size` bytes. Raises `BadAnnouncement`."""
+        if self.known.get(announced.name) == announced:
+            return
+        if announced.name not in self.known and len(self.known) >= MAX_STEP_TYPES + len(BUILT_IN):
+            raise BadAnnouncement(f"there are {MAX_STEP_TYPES} step types already")
+        sizes = self._sizes | {announced.name: size}
+        if sum(sizes.values()) > MAX_ANNOUNCED_BYTES:
+            raise BadAnnouncement(f"all announcements together take more than {MAX_ANNOUNCED_BYTES} bytes")
+        self._sizes = sizes
+        self._replace({**self.known, announced.name: announced})
 
     def forget(self, name: str) -> None:
         """Nobody serves this type any more."""
         if name in self.known:
+            self._sizes.pop(name, None)
             self._replace({known: each for known, each in self.known.items() if known != name})
 
     def document(self) -> bytes:
@@ -56,6 +73,7 @@ class StepTypes:
     def _replace(self, known: dict[str, StepTypeAnnounced]) -> None:
         self.known = known | {each.name: each for each in BUILT_IN}
         self.version += 1
+        self.changed.set()
 
 
 class Record(Protocol):
@@ -94,31 +112,66 @@ class StepTypeReader:
             batches: dict[Any, list[Record]] = await self._consumer.getmany(timeout_ms=_TAKE_MS)
             for records in batches.values():
                 for record in records:
-                    self.take(record)
+                    await self.take(record)
 
-    def take(self, record: Record) -> None:
-        """Apply one record of the topic."""
+    async def take(self, record: Record) -> None:
+        """Apply one record of the topic; one that cannot be changes nothing."""
         if record.value is None:
             self._step_types.forget((record.key or b"").decode(errors="replace"))
         else:
-            self._announce(record.value)
+            await self._announce(record.key, record.value)
         self._metrics.step_types_known(len(self._step_types.known))
 
-    def _announce(self, value: bytes) -> None:
-        match decode(STEP_TYPES, value):
-            case Undecodable(reason=reason):
-                self._metrics.announcement_refused()
-                self._log.error("an announcement of a step type is passed over", reason=reason)
-            case announced:
-                self._take_over(announced)
-
-    def _take_over(self, announced: StepTypeAnnounced) -> None:
+    async def _announce(self, key: bytes | None, value: bytes) -> None:
         try:
-            compile_schema(announced.input_schema)  # or else every definition that uses it would find out
-        except SchemaError as error:
+            if len(value) > _LARGE_BYTES:
+                announced = await asyncio.to_thread(read_announcement, key, value)
+            else:
+                announced = read_announcement(key, value)
+            self._step_types.announce(announced, len(value))
+        except BadAnnouncement as error:
             self._metrics.announcement_refused()
-            self._log.error(
-                "a step type with a broken input schema is passed over", uses=announced.name, error=str(error)
-            )
+            name = (key or b"")[:80].decode(errors="replace")
+            self._log.error("an announcement of a step type is passed over", uses=name, reason=str(error))
+
+
+class CommandTopicWatch:
+    """Looks now and then which announced types have no command topic: no step of theirs could be sent out."""
+
+    def __init__(
+        self, admin: AIOKafkaAdminClient, topics: TopicNames, step_types: StepTypes, log: FilteringBoundLogger
+    ) -> None:
+        self._admin = admin
+        self._topics = topics
+        self._step_types = step_types
+        self._log = log
+
+    async def watch(self) -> None:
+        """Look for ever."""
+        while True:
+            self._step_types.changed.clear()
+            await self.look()
+            try:
+                await asyncio.wait_for(self._step_types.changed.wait(), _LOOK_EVERY_S)
+            except TimeoutError:
+                continue
+
+    async def look(self) -> None:
+        """Look once. What Kafka does not tell (an outage, an ACL) counts as there: the orchestrator holds back."""
+        topics = {self._topics.steps(name): name for name in self._step_types.known if name not in _BUILT_IN_NAMES}
+        try:
+            found = await self._admin.describe_topics(list(topics)) if topics else []
+        except (KafkaError, OSError, TimeoutError) as error:
+            self._log.warning("command topics cannot be looked for", error=repr(error))
             return
-        self._step_types.announce(announced)
+        missing = frozenset(topics[name] for name in _missing(found))
+        if missing != self._step_types.without_topic:
+            self._log.warning("step types without a command topic", uses=sorted(missing))
+        self._step_types.without_topic = missing
+
+
+_BUILT_IN_NAMES: Final = frozenset(each.name for each in BUILT_IN)
+
+
+def _missing(found: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    return (entry["topic"] for entry in found if entry["error_code"] == UnknownTopicOrPartitionError.errno)

@@ -38,6 +38,8 @@ _LARGE_YAML_BYTES: Final = 4 * KIB
 _READING_AT_ONCE: Final = 2
 _READING_OR_IN_LINE: Final = 32  # bodies of 2 MiB and what is made of them: some 500 MiB at most
 
+_TOPIC_RETRY_AFTER_S: Final = 5  # as often as topics are looked for
+
 _CACHE_BYTES: Final = 32 * MIB
 _CACHE_ENTRIES: Final = 2_000
 
@@ -109,7 +111,16 @@ class SubmissionReader:
                 faults += _faults(error.errors)
         if faults or pipeline is None:
             raise _invalid(faults)
+        self._check_command_topics(pipeline)
         return Submission(pipeline, inputs, value.get("labels") or {}, len(body))
+
+    def _check_command_topics(self, pipeline: ValidPipeline) -> None:
+        """Refuse for now what the orchestrator could only hold back; the topic's service makes it at its next start."""
+        missing = self._step_types.without_topic
+        if missing and (uses := sorted({step.uses for step in pipeline.spec.steps.values()} & missing)):
+            self._metrics.run_refused("no_command_topic")
+            words = f"No command topic exists for {', '.join(uses)}: is the step service running?"
+            raise unavailable(words, retry_after_s=_TOPIC_RETRY_AFTER_S)
 
     def _valid(self, source: Source) -> ValidPipeline:
         content = orjson.dumps(source.value)

@@ -3,10 +3,10 @@
 import asyncio
 from contextlib import AsyncExitStack
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Final, NoReturn
 from uuid import uuid4
 
+from anabranch.services.steps.announcing import Announcing
 from anabranch.services.steps.invoke import invoker
 from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl
 from anabranch.services.steps.metrics import WorkerMetrics
@@ -14,7 +14,6 @@ from anabranch.services.steps.redis_memory import RedisMemory
 from anabranch.services.steps.settings import StepServiceSettings
 from anabranch.services.steps.step_type import StepType
 from anabranch.services.steps.worker import Worker
-from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEP_TYPES, STEPS, Topic
 from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
@@ -46,7 +45,9 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
         outbox, control = Outbox(settings), KafkaControl(settings)
         await outbox.start()
         stack.push_async_callback(_stop_outbox, outbox, service)
-        _announce(step_type, outbox, settings)
+        announcing = Announcing(step_type, outbox, settings, service.log, service.fail)
+        announcing.announce()
+        stack.push_async_callback(_cancel, asyncio.create_task(announcing.keep(), name="keep announced"))
         await control.start()
         stack.push_async_callback(control.stop)
         redis = new_redis(settings)
@@ -112,21 +113,14 @@ async def _topics_are_there(
         await consumer.stop()
 
 
-def _announce(step_type: StepType[Any, Any], outbox: Outbox, settings: StepServiceSettings) -> None:
-    """Tell the gateway of the type: pipelines that use it are checked against its schemas from now on."""
-    record = encode(
-        step_type.announcement(),
-        message_id=f"{step_type.name}/{step_type.version}",
-        source=f"anabranch/steps/{step_type.name}",
-        at_ms=now_ms(),
-        trace_id=blake2b(step_type.name.encode(), digest_size=16).hexdigest(),
-    )
-    outbox.append(settings.topics.step_types, 0, step_type.name.encode(), record.value, record.headers)
-
-
 def _name_of(settings: StepServiceSettings) -> str:
     """Return a name that no worker had before: a restarted container has the host name and pid of its predecessor."""
     return f"{settings.instance}-{uuid4().hex[:6]}"
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _stop_outbox(outbox: Outbox, service: Service[Any]) -> None:

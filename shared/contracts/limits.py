@@ -32,9 +32,10 @@ MAX_EVALUATION_BYTES: Final = (
 )  # a macro that rebuilds the largest output: 17 MiB of values a few times, its list
 MAX_EVALUATION_READS: Final = 1024 * MIB  # bytes that functions go through, two or three seconds: `in` in a macro
 
-# What step services may announce. A gateway keeps all of it in memory, compiled.
+# What step services may announce. Every gateway keeps all of it in memory, compiled (some ten times its bytes).
 MAX_STEP_TYPES: Final = 1_000
 MAX_ANNOUNCEMENT_BYTES: Final = 256 * KIB  # both schemas and the description; a hundred times a usual one
+MAX_ANNOUNCED_BYTES: Final = 8 * MIB  # of all types together
 
 # What a step may hold. A command carries one input, a result one output.
 MAX_STEP_INPUT_BYTES: Final = 1 * MIB

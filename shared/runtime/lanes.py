@@ -54,7 +54,9 @@ _CLOSED_S: Final = 0.5
 _CLOSED_AT_MOST_S: Final = 8.0
 
 _AGAIN_S: Final = 0.1  # between two tries of a batch, and two questions for metadata
-_METADATA_S: Final = 30.0  # after which a topic's partitions are counted again
+# After this all topics in use are looked at again: partitions may be added, and a service waits for longer than this
+# before it makes its deleted topic again, so that nobody misses that what it held is gone.
+_METADATA_S: Final = 2.0
 _ANSWER_WITHIN_MS: Final = 10_000  # what the broker may take to have the replicas acknowledge
 _REQUEST_BYTES: Final = 12 * MIB  # as in the outbox
 
@@ -273,9 +275,14 @@ class Lanes:
         absent = error is UnknownTopicOrPartitionError
         patience_s = 0.0 if error in _HOPELESS else _ABSENT_PATIENCE_S if absent else _PATIENCE_S
         self._misses([topic], _words(topic, error), patience_s)
-        if absent and topic.was_there and not any(lane.waiting for lane in topic.lanes.values()):
-            topic.was_there = False
+        if absent:
+            self._is_gone(topic)
+        if absent and topic.partitions and not _is_under_way(topic):
             self._resize(topic, 0)
+
+    def _is_gone(self, topic: _Topic) -> None:
+        if topic.was_there:
+            topic.was_there = False
             self._watcher.gone(topic.name)
 
     def _misses(self, topics: Iterable[_Topic], why: str, patience_s: float) -> None:
@@ -367,6 +374,8 @@ class Lanes:
             self._takes_back(lane, _words(lane.topic, error), 0.0)
         else:
             absent = error is UnknownTopicOrPartitionError
+            if absent:
+                self._is_gone(lane.topic)
             lane.topic.leaders.pop(lane.partition, None)  # it may be another by now: ask
             self._takes_back(lane, _words(lane.topic, error), _ABSENT_PATIENCE_S if absent else _PATIENCE_S)
 

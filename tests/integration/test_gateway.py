@@ -26,7 +26,7 @@ from anabranch.shared.contracts.ids import run_id_for_key
 from anabranch.shared.contracts.messages import INBOX as INBOX_MESSAGES
 from anabranch.shared.contracts.messages import RunEnded, RunStarted, StepTypeAnnounced
 from anabranch.shared.contracts.partitioner import partition_of
-from anabranch.shared.contracts.topics import INBOX
+from anabranch.shared.contracts.topics import INBOX, STEPS
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer
 from anabranch.shared.runtime.redis import RedisKeys
 from anabranch.shared.runtime.settings import Settings
@@ -63,10 +63,16 @@ class Bench:
     async def create_inbox(self) -> None:
         await ensure_topics(self.settings, [(INBOX, self.settings.topics.inbox)])
 
-    async def announce(self, name: str) -> None:
+    async def announce(self, name: str, *, with_topic: bool = True) -> None:
+        if with_topic:
+            await ensure_topics(self.settings, [(STEPS, self.settings.topics.steps(name))])
         message = StepTypeAnnounced(name=name, version="1", input_schema={"type": "object"}, output_schema={})
         record = encode(message, message_id=name, source="test", at_ms=0, trace_id="0" * 32)
         self._outbox.append(self.settings.topics.step_types, 0, name.encode(), record.value, record.headers)
+        await self._outbox.acknowledged()
+
+    async def forge(self, key: bytes, value: bytes) -> None:
+        self._outbox.append(self.settings.topics.step_types, 0, key, value, ())
         await self._outbox.acknowledged()
 
     async def end(self, run_id: str) -> None:
@@ -153,6 +159,26 @@ async def test_a_type_may_be_used_once_it_is_announced(bench: Bench) -> None:
         await eventually(lambda: _is_accepted(gateway, definition))
     async with bench.gateway() as later:
         assert (await submit(later, definition))[0] == 202
+
+
+async def test_a_type_without_a_command_topic_is_refused_until_it_has_one(bench: Bench) -> None:
+    """With 503: the topic is its service's to make. Forged announcements are passed over, and stop nobody."""
+    await bench.create_inbox()
+    definition = {"name": "p", "steps": {"a": {"uses": "ghost", "with": {}}}}
+    async with bench.gateway() as gateway:
+        await bench.announce("ghost", with_topic=False)
+        await bench.forge(b"transform", b'{"type": "StepTypeAnnounced", "name": "transform"}')
+        await bench.forge(b"x", b"[" * 5_000_000)
+        document = await eventually(lambda: _refused_with(gateway, definition, 503))
+        assert "No command topic exists for ghost" in document["detail"]
+        assert (await submit(gateway))[0] == 202
+        await bench.announce("ghost")
+        await eventually(lambda: _is_accepted(gateway, definition), 30)
+
+
+async def _refused_with(gateway: OneService, definition: Any, wanted: int) -> Any:
+    status, document, _ = await submit(gateway, definition)
+    return document if status == wanted else None
 
 
 async def test_a_waiting_request_hears_of_the_end_at_once(bench: Bench) -> None:

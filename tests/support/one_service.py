@@ -56,6 +56,11 @@ class OneService:
         self._child.kill()
         await self._child.wait()
 
+    async def until_ended(self) -> int:
+        """Return its exit code once it has ended of itself."""
+        assert self._child is not None
+        return await asyncio.wait_for(self._child.wait(), READY_S)
+
     async def until_ready(self) -> None:
         """Return when `/readyz` says so."""
         await eventually(self._is_ready, READY_S, self.words)

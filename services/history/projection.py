@@ -28,19 +28,21 @@ def project(events: Iterable[RunEventMessage]) -> list[RunChange]:
     """Return one change per run, in the order in which the runs appear; of one field the last event counts."""
     changes: dict[str, RunChange] = {}
     for event in events:
-        change = changes.get(event.run_id)
-        if change is None:
-            changes[event.run_id] = change = RunChange(event.run_id, event.seq, event.seq - 1)
-        _apply(change, event)
+        add(changes, event)
     return list(changes.values())
 
 
-def _apply(change: RunChange, event: RunEventMessage) -> None:
+def add(changes: dict[str, RunChange], event: RunEventMessage) -> None:
+    """Have the change of the event's run say what the event says, too. Changes nothing if it raises."""
+    fields = fields_of(event)
+    change = changes.get(event.run_id)
+    if change is None:
+        changes[event.run_id] = change = RunChange(event.run_id, event.seq, event.seq - 1)
     if event.seq <= change.last_seq:
         change.repeated += 1  # an orchestrator decided it again after a crash: the same bytes
         return
     change.missing += event.seq - change.last_seq - 1
     change.last_seq = event.seq
-    change.fields.update(fields_of(event))
+    change.fields.update(fields)
     if isinstance(event, RunEnded):
         change.ended = event.status

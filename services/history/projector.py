@@ -9,10 +9,11 @@ from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.history.events import EventLog, Record
 from anabranch.services.history.metrics import HistoryMetrics
-from anabranch.services.history.projection import RunChange, project
+from anabranch.services.history.projection import RunChange, add
 from anabranch.services.history.store import ChangeRejected, SnapshotStore, StoreUnavailable
 from anabranch.shared.contracts.codec import Undecodable, decode
-from anabranch.shared.contracts.messages import RUN_EVENTS, RunEventMessage
+from anabranch.shared.contracts.messages import RUN_EVENTS
+from anabranch.shared.contracts.text import writable
 
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 2.0  # below the time a stop has
@@ -79,14 +80,18 @@ class Projector:
         return late
 
     def _changes(self, records: Sequence[Record]) -> tuple[list[RunChange], int]:
-        events: list[RunEventMessage] = []
+        changes: dict[str, RunChange] = {}
+        dead = 0
         for record in records:
-            match decode(RUN_EVENTS, record.value):
-                case Undecodable(reason=reason):
-                    self._bury(record, "Undecodable", reason)
-                case event:
-                    events.append(event)
-        return project(events), len(records) - len(events)
+            event = decode(RUN_EVENTS, record.value)
+            if isinstance(event, Undecodable):
+                dead += self._bury(record, "Undecodable", event.reason)
+                continue
+            try:
+                add(changes, event)
+            except Exception as error:  # noqa: BLE001  # whatever is wrong with one event, the others go on
+                dead += self._bury(record, type(error).__name__, str(error))
+        return list(changes.values()), dead
 
     async def _overwrite(
         self, changes: Sequence[RunChange], stopping: asyncio.Event
@@ -149,11 +154,11 @@ class Projector:
         for record in records:
             run_id = record.key.decode(errors="replace") if record.key else ""
             if run_id in rejected:
-                self._bury(record, "ChangeRejected", rejected[run_id])
-                buried += 1
+                buried += self._bury(record, "ChangeRejected", rejected[run_id])
         return buried
 
-    def _bury(self, record: Record, error_type: str, message: str) -> None:
+    def _bury(self, record: Record, error_type: str, message: str) -> int:
+        """Send the record to the dead letters, and return that it is one."""
         self._metrics.dead_lettered()
         self._log.error(
             "record sent to the dead letters",
@@ -161,6 +166,7 @@ class Projector:
             partition=record.partition,
             offset=record.offset,
             error_type=error_type,
-            error=message,
+            error=writable(message),
         )
         self._dead_letters.append(record, error_type=error_type, message=message)
+        return 1

@@ -18,8 +18,8 @@ _SCRIPT_RUNS: Final = 200
 
 # KEYS: the runs' hashes. ARGV, of one run after the other: its last seq, seconds to live, its channel, what to tell it,
 # how many arguments follow, then fields and values, `seq` among them.
-# Answers for each run the seq that its snapshot had before, or that its key is no hash. A thousand fields at a time:
-# Lua's stack holds 8,000 arguments.
+# Answers for each run the seq that its snapshot had before (0 if it is no number), or that its key is no hash. A thousand
+# fields at a time: Lua's stack holds 8,000 arguments.
 _OVERWRITE: Final = """
 local answers, at = {}, 1
 for run, key in ipairs(KEYS) do
@@ -27,8 +27,9 @@ for run, key in ipairs(KEYS) do
   local first = at + 5
   at = first + size
   local before = redis.pcall('HGET', key, 'seq') or '0'
-  answers[run] = tonumber(before) or before
-  if not before.err and tonumber(seq) > tonumber(before) then
+  local known = tonumber(before) or 0
+  answers[run] = before.err and before or known
+  if not before.err and tonumber(seq) > known then
     for from = first, at - 1, 2000 do
       redis.call('HSET', key, unpack(ARGV, from, math.min(from + 1999, at - 1)))
     end

@@ -1,10 +1,14 @@
+import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from structlog.stdlib import get_logger
 from structlog.testing import capture_logs
 
+from anabranch.services.history import projection
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projector import Projector
 
@@ -105,3 +109,62 @@ async def test_events_projected_twice_are_counted_as_repeats() -> None:
     assert bench.count("events_total", outcome="projected") == 3
     assert bench.count("events_total", outcome="repeated") == 3
     assert bench.count("missing_events_total") == 0
+
+
+DEEP = {levels: b"[" * levels + b"]" * levels for levels in (70, 199, 253, 254, 900)}
+
+
+@pytest.mark.parametrize("levels", DEEP)
+async def test_an_event_that_is_nested_too_deep_is_a_dead_letter_and_the_others_go_on(levels: int) -> None:
+    """No writer of JSON takes it, so no snapshot could hold it."""
+    whole = step_succeeded(2, "a", output="OUTPUT").model_dump_json().encode()
+    deep = whole.replace(b'"OUTPUT"', DEEP[levels])
+    bench = await Bench(records(run_started(), deep, run_ended(3), run_started("other"))).run()
+    assert bench.dead_letters.sent == [(1, "Undecodable")]
+    assert bench.snapshots.seq == {"r": 3, "other": 1}
+    assert bench.log.offsets_done == [0, 1, 2, 3]
+
+
+async def test_an_event_that_cannot_be_projected_is_a_dead_letter_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever it is that raises, and whatever that says."""
+
+    def fields_of(event: Any) -> Any:
+        if event.seq == 2:
+            raise RecursionError("\udcff")
+        return real(event)
+
+    real = projection.fields_of
+    monkeypatch.setattr(projection, "fields_of", fields_of)
+    bench = await Bench(records(run_started(), step_succeeded(2, "a"), run_ended(3))).run()
+    assert bench.dead_letters.sent == [(1, "RecursionError")]
+    assert bench.snapshots.seq == {"r": 3}
+    assert bench.count("events_total", outcome="dead_lettered") == 1
+    assert bench.count("missing_events_total") == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+EVENTS = [run_started(), steps_queued(2, "a"), step_succeeded(3, "a"), run_ended(4)]
+FIELDS = st.sampled_from(EVENTS).flatmap(
+    lambda event: st.tuples(st.just(event), st.sampled_from(sorted(event.model_dump(mode="json"))), JSON)
+)
+
+
+def _changed(drawn: tuple[Any, str, Any]) -> bytes:
+    event, name, value = drawn
+    return json.dumps({**json.loads(event.model_dump_json()), name: value}).encode()
+
+
+@given(st.lists(FIELDS.map(_changed) | JSON.map(lambda value: json.dumps(value).encode()) | st.binary(), max_size=8))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+async def test_whatever_stands_in_the_topic_the_projector_goes_on(values: list[bytes]) -> None:
+    """Each record is projected or a dead letter, and all of them are done."""
+    batch = records(*values, run_started("other"))
+    bench = await Bench(batch).run()
+    assert bench.log.offsets_done == list(range(len(batch)))
+    assert bench.snapshots.seq["other"] == 1

@@ -44,11 +44,14 @@ CALL_TARGET: Final = 1
 CALL_FUNCTION: Final = 2
 CALL_ARGS: Final = 3
 CONST_STRING: Final = 6
+LIST_OPTIONAL_INDICES: Final = 2
+ENTRY_OPTIONAL: Final = 5
 STRUCT_MESSAGE: Final = 1
 COMPREHENSION_VAR: Final = 1
 COMPREHENSION_RANGE: Final = 2
 COMPREHENSION_ACCU: Final = 3
 COMPREHENSION_INIT: Final = 4
+COMPREHENSION_CONDITION: Final = 5
 COMPREHENSION_STEP: Final = 6
 COMPREHENSION_RESULT: Final = 7
 COMPREHENSION_VAR2: Final = 8
@@ -83,7 +86,7 @@ _CHILDREN: Final[dict[Kind, dict[int, Kind]]] = {
     Kind.COMPREHENSION: {
         COMPREHENSION_RANGE: Kind.EXPR,
         COMPREHENSION_INIT: Kind.EXPR,
-        5: Kind.EXPR,
+        COMPREHENSION_CONDITION: Kind.EXPR,
         COMPREHENSION_STEP: Kind.EXPR,
         COMPREHENSION_RESULT: Kind.EXPR,
     },
@@ -208,6 +211,18 @@ def function_of(expr: Node) -> str:
     """Return the function that an EXPR calls; empty when it is no call."""
     call = expr.child(EXPR_CALL)
     return call.text(CALL_FUNCTION) if call else ""
+
+
+def makes_optional(node: Node) -> bool:
+    """Whether a message gives an optional, or has an optional element: `optional.of`, `a.?b`, `[?x]`, `first()`."""
+    if node.kind is Kind.CALL:
+        name = node.text(CALL_FUNCTION)
+        return name in _OPTIONAL_CALLS or "opt" in name
+    optional = {Kind.LIST: LIST_OPTIONAL_INDICES, Kind.ENTRY: ENTRY_OPTIONAL}.get(node.kind)
+    return any(one.number == optional for one in node.fields)
+
+
+_OPTIONAL_CALLS: Final = frozenset(("_?._", "_[?_]", "first", "last"))
 
 
 def const_length(expr: Node) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from anabranch.shared.contracts.limits import MAX_EXPRESSION_CHARS, MAX_RENDERED_BYTES
+from anabranch.shared.contracts.limits import MAX_EXPRESSION_CHARS, MAX_RENDERED_BYTES, MAX_TEMPLATE_COST
 from anabranch.shared.contracts.programs import (
     CONDITION,
     FAILED_STATUSES,
@@ -17,8 +17,10 @@ from anabranch.shared.contracts.programs import (
     Environment,
     ExpressionError,
     InvalidExpressionError,
+    Meter,
     Path,
     Program,
+    RunValues,
     compile_expression,
     kind_of,
     status_variable,
@@ -30,7 +32,9 @@ __all__ = [
     "Embedded",
     "ExpressionError",
     "InvalidExpressionError",
+    "Meter",
     "RetryCondition",
+    "RunValues",
     "Template",
     "as_text",
     "canonical_json",
@@ -197,21 +201,39 @@ def _rendered(value: Any, run: "_Rendering") -> Any:
 
 
 class _Rendering:
-    """One rendering: the context, and how much the results weigh so far."""
+    """One rendering: the context, how much the results weigh so far, and what they cost."""
 
-    def __init__(self, context: Mapping[str, Any]) -> None:
+    def __init__(self, context: Mapping[str, Any], meter: Meter | None) -> None:
         self._context = context
+        self._meter = meter
         self._bytes = 0
+        self._cost = 0
+
+    def charge(self, cost: int) -> None:
+        """Add to what the expressions of the template cost."""
+        self._cost += cost
+        if self._meter is not None:
+            self._meter.charge(cost)
 
     def evaluate(self, one: Embedded) -> Any:
         try:
-            value = one.program.evaluate(self._context)
+            value = one.program.evaluate(self._context, meter=self)
         except ExpressionError as error:
             raise ExpressionError(error.message, one.pointer) from error
-        self._bytes += _weight(value)
+        weight = _weight(value)
+        self.charge(_WEIGHED * weight)
+        self._bytes += weight
         if self._bytes > MAX_RENDERED_BYTES:
             raise ExpressionError(f"the results weigh more than {MAX_RENDERED_BYTES} bytes", one.pointer)
+        if self._cost > MAX_TEMPLATE_COST:
+            raise ExpressionError(
+                f"the expressions up to here cost more than {MAX_TEMPLATE_COST} units; do a part in a step of its own",
+                one.pointer,
+            )
         return value
+
+
+_WEIGHED: Final = 4  # units: a byte of a result is made JSON to be weighed, and again to be sent
 
 
 def _weight(value: Any) -> int:
@@ -238,9 +260,12 @@ class Template:
         """The paths that the expressions name. Compiles them, so it raises `InvalidExpressionError`."""
         return frozenset().union(*(one.program.paths for one in self.expressions))
 
-    def render(self, context: Mapping[str, Any]) -> Any:
-        """Return the value with every expression replaced by its result. Raises `ExpressionError`."""
-        return self._plan if self.is_literal else _rendered(self._plan, _Rendering(context))
+    def render(self, context: Mapping[str, Any], meter: Meter | None = None) -> Any:
+        """Return the value with every expression replaced by its result; `meter` is charged with what they cost.
+
+        Raises `ExpressionError`.
+        """
+        return self._plan if self.is_literal else _rendered(self._plan, _Rendering(context, meter))
 
 
 def compile_template(value: Any, environment: Environment = PIPELINE, pointer: str = "") -> Template:
@@ -307,7 +332,12 @@ class Condition:
         return self.program.status_calls if self.program else frozenset()
 
     def evaluate(
-        self, context: Mapping[str, Any], needs: Mapping[str, str], *, tolerated: Collection[str] = ()
+        self,
+        context: Mapping[str, Any],
+        needs: Mapping[str, str],
+        *,
+        tolerated: Collection[str] = (),
+        meter: Meter | None = None,
     ) -> bool:
         """Return whether the step runs. `needs` is the status of each step it needs, by id.
 
@@ -320,7 +350,7 @@ class Condition:
             return False
         calls = self.program.status_calls
         statuses = {status_variable(name, step): _answer(name, step, needs, tolerated) for name, step in calls}
-        return _must_be_bool(self.program.evaluate(context, statuses), "if")
+        return _must_be_bool(self.program.evaluate(context, statuses, meter), "if")
 
 
 def _answer(name: str, step: str | None, needs: Mapping[str, str], tolerated: Collection[str]) -> bool:
@@ -365,9 +395,9 @@ class RetryCondition:
 
     program: Program
 
-    def evaluate(self, error: Mapping[str, Any], attempt: int) -> bool:
+    def evaluate(self, error: Mapping[str, Any], attempt: int, meter: Meter | None = None) -> bool:
         """Return whether the error may be retried. Raises `ExpressionError`."""
-        return _must_be_bool(self.program.evaluate({"error": error, "attempt": attempt}), "retry.if")
+        return _must_be_bool(self.program.evaluate({"error": error, "attempt": attempt}, meter=meter), "retry.if")
 
 
 def compile_retry_condition(source: str) -> RetryCondition:

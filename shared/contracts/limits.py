@@ -27,10 +27,10 @@ MAX_EXPRESSION_CHARS: Final = 4 * KIB
 MAX_EXPRESSION_TREE_BYTES: Final = 256 * KIB  # checked, as protobuf: plain ones have 100 KiB, nested optMap doubles
 MAX_MACRO_ITERATIONS: Final = 9_999  # of all macros of one evaluation together: the engine's own budget
 MAX_RENDERED_BYTES: Final = 1 * MIB
-MAX_EVALUATION_BYTES: Final = (
-    128 * MIB
-)  # a macro that rebuilds the largest output: 17 MiB of values a few times, its list
-MAX_EVALUATION_READS: Final = 1024 * MIB  # bytes that functions go through, two or three seconds: `in` in a macro
+# What expressions may cost, in the unit of `cel_cost`, about a nanosecond and at most two bytes: docs/adr/0007.
+MAX_EXPRESSION_COST: Final = 80_000_000  # 50 ms at worst: `map` over 9,999 small rows
+MAX_TEMPLATE_COST: Final = 100_000_000  # of all expressions of one `with` or `outputs`: a step cannot be split
+COST_PER_TURN: Final = 25_000_000  # one decision evaluates; the rest goes on by a Continue record, others in between
 
 # What step services may announce. Every gateway keeps all of it in memory, compiled (some ten times its bytes).
 MAX_STEP_TYPES: Final = 1_000

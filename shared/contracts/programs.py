@@ -2,8 +2,8 @@
 
 What keeps it deterministic: CEL's maps have no order, so macros over maps are refused (by their static type where it is
 known, else when they are evaluated) and results come back with sorted keys; limits are counts (the engine allows 9,999
-iterations per evaluation and 32 levels of nesting, `cel_sizes` bounds what it may allocate and read), never wall time;
-time zones by name are refused, as they are data of the host; a program sees only the paths it names.
+iterations per evaluation and 32 levels of nesting, `cel_cost` bounds its work), never wall time; time zones by name are
+refused, as they are data of the host; a program sees only the paths it names.
 
 An expression that is nothing but a path (`steps.page.output.body`), the most frequent one, is looked up without the
 engine; a property test compares both ways.
@@ -17,17 +17,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
 
 from anabranch.shared.contracts import cel_ast as ast
 from anabranch.shared.contracts.bounded import BoundedMemory
-from anabranch.shared.contracts.cel_sizes import Estimate, TooExpensive
+from anabranch.shared.contracts.cel_cost import LOOKUP, Cost
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import (
     MAX_EXPRESSION_CHARS,
+    MAX_EXPRESSION_COST,
     MAX_EXPRESSION_TREE_BYTES,
     MAX_INTEGER,
     MAX_MACRO_ITERATIONS,
@@ -37,7 +38,22 @@ from anabranch.shared.contracts.limits import (
 Path = tuple[str, ...]
 
 STEP_FIELDS: Final = ("status", "output", "error", "attempt")
-RUN_FIELDS: Final = ("id", "pipeline", "tenant", "labels", "status")
+
+
+class RunValues(NamedTuple):
+    """What expressions see of the run itself. `revision` is null unless the pipeline is a kept one."""
+
+    id: str
+    pipeline: str
+    revision: int | None
+    tenant: str
+    labels: Mapping[str, str]
+    status: str
+    created_at: str
+    started_at: str
+
+
+RUN_FIELDS: Final = RunValues._fields
 FAILED_STATUSES: Final = frozenset(("failed", "timed_out"))
 STATUS_FUNCTIONS: Final = frozenset(("succeeded", "failed", "always"))
 
@@ -62,6 +78,13 @@ class InvalidExpressionError(ExpressionError):
         super().__init__(message)
         self.line = line
         self.column = column
+
+
+class Meter(Protocol):
+    """Counts what evaluations cost, in the unit of `cel_cost`."""
+
+    def charge(self, cost: int) -> None:
+        """Add this to the cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +155,25 @@ class Program:
     _lookup: Path | None
     _compiled: Any = None
     _macros_checked: bool = False
-    _estimate: Estimate | None = None  # None: harmless
+    _makes_optionals: bool = False
+    _cost: Cost | None = None  # None: of a look-up
     weight: int = _LEAST_WEIGHT  # bytes of memory, roughly
 
-    def evaluate(self, context: Mapping[str, Any], statuses: Mapping[str, bool] | None = None) -> Any:
-        """Return the result as JSON. Raises `ExpressionError`."""
+    def evaluate(
+        self, context: Mapping[str, Any], statuses: Mapping[str, bool] | None = None, meter: Meter | None = None
+    ) -> Any:
+        """Return the result as JSON; `meter` is charged with the cost. Raises `ExpressionError`."""
         if self._lookup is not None:
+            if meter is not None:
+                meter.charge(LOOKUP)
             return _look_up(context, self._lookup)
         data = only(context, self._outermost_paths)
+        self._pay(data, meter)
         if statuses:
             data.update(statuses)
-        if self._estimate is not None:
-            _check_expense(self._estimate, data)
         try:
             value = self._compiled.eval(data=data)
-            if self._may_make_optionals:
+            if self._makes_optionals:
                 _refuse_optionals(value)
             plain = value.plain_value()
             if isinstance(plain, str) and value.type() == cel.Type.ERROR:  # an error's plain value is its text
@@ -157,14 +184,17 @@ class Program:
             raise ExpressionError(self._explain(str(error), context)) from error
         return _to_json(plain)
 
+    def _pay(self, data: Mapping[str, Any], meter: Meter | None) -> None:
+        cost = None if self._cost is None else self._cost.of(data)
+        if meter is not None:  # telling that it is too much is work as well
+            meter.charge(MAX_EXPRESSION_COST if cost is None else cost)
+        if cost is None:
+            raise ExpressionError(_TOO_EXPENSIVE)
+
     @property
     def may_be_bool(self) -> bool:
         """Whether the static type is bool, or not known before it runs."""
         return self.returns in ("BOOL", "DYN", "dyn")
-
-    @cached_property
-    def _may_make_optionals(self) -> bool:
-        return _MAKES_OPTIONALS.search(self.source) is not None
 
     @cached_property
     def _sorted_paths(self) -> tuple[Path, ...]:
@@ -201,8 +231,11 @@ def _refuse_optionals(value: Any) -> None:
         value.value()  # a text of an error, but raises for an optional
 
 
-# Whatever gives an optional has one of these in its text: optional.of, optMap, a?.b, a[?b], first(), last().
-_MAKES_OPTIONALS: Final = re.compile(r"opt|\?|first|last")
+_TOO_EXPENSIVE: Final = (
+    f"with these values it costs more than {MAX_EXPRESSION_COST} units, of which a byte that is gone through is one and"
+    " an element of a list some hundred; give it less: a shorter text or list, a filter before what combines it, no"
+    " search, + or replace over all of one list for each element of another"
+)
 
 _NOT_A_LIST: Final = re.compile(r"No matching overloads found : _\+_\((\w+), list\)")
 _STATUS_CODE: Final = re.compile(r"^[A-Z_]+: | \[[A-Z_]+\]$")
@@ -243,7 +276,7 @@ def _compiled(source: str, environment: Environment) -> Program:
     found = _Walk(environment.variables, tree).run(ast.expression(tree))
     for one in sorted(found.paths):
         _check_path(one)
-    estimate = Estimate(tree, found.variables, _plain_path_of)
+    cost = Cost(tree, found.variables, _plain_path_of)
     for comprehension, append in found.appends:
         ast.append_in_blocks(comprehension, append)
     if found.is_changed or found.appends:
@@ -257,7 +290,8 @@ def _compiled(source: str, environment: Environment) -> Program:
         None,
         compiled,
         found.checks_macros and not found.adds,
-        None if estimate.is_harmless else estimate,
+        found.makes_optionals,
+        cost,
         _LEAST_WEIGHT + _WEIGHT_PER_TREE_BYTE * len(serialized),
     )
 
@@ -268,21 +302,6 @@ def _deserialized(engine: Any, tree: ast.Node) -> Any:
     except RuntimeError as error:  # its parser stops at 100 levels of the tree
         raise InvalidExpressionError(
             "the macros are nested too deep: eleven levels are possible, less with more in them"
-        ) from error
-
-
-def _check_expense(estimate: Estimate, data: Mapping[str, Any]) -> None:
-    try:
-        estimate.check(data)
-    except TooExpensive as error:
-        advice = (
-            "give it less: a shorter text or list, a filter before what combines it, or no + or replace in a macro"
-            if error.verb == "allocate"
-            else "give it less: a shorter text or list to search or compare in a macro"
-        )
-        raise ExpressionError(
-            f"the expression could {error.verb} {error.size} bytes with these values, at most {error.limit}"
-            f" are allowed; {advice}"
         ) from error
 
 
@@ -446,6 +465,7 @@ class _Walk:
         self.appends: list[tuple[ast.Node, ast.Node]] = []
         self.checks_macros = False
         self.adds = False
+        self.makes_optionals = False
 
     @cached_property
     def _types(self) -> dict[int, tuple[int, int]]:
@@ -516,9 +536,21 @@ class _Walk:
             )
         if node.kind is ast.Kind.CALL:
             self._check_call(node)
+        self.makes_optionals = self.makes_optionals or ast.makes_optional(node)
+
+    def _check_pattern(self, pattern: ast.Node) -> None:
+        """What a pattern costs depends on its text, which must be known before it is matched."""
+        path = _plain_path_of(pattern)
+        if ast.const_string(pattern) is None and (path is None or path[0] not in self.variables):
+            raise InvalidExpressionError(
+                "the pattern of matches(…) is a text in quotes, or a path like inputs.pattern: not what a macro or a"
+                " function gives"
+            )
 
     def _check_call(self, call: ast.Node) -> None:
         name, args = call.text(ast.CALL_FUNCTION), call.args()
+        if name == "matches":
+            self._check_pattern(args[-1])
         if name == "_+_" and ast.ident_name(args[0]) != "@result":  # the macros' own ones do not count
             self.adds = True
         if args and call.child(ast.CALL_TARGET) and _OF_TIMESTAMP.fullmatch(name):
@@ -641,25 +673,22 @@ def kind_of(value: Any) -> str:
 
 def _to_json(value: Any, depth: int = 0) -> Any:
     """Return the JSON form of a result, maps with sorted keys."""
-    if value is None or isinstance(value, str | bool):
+    kind = type(value)
+    if kind is str or kind is bool or value is None:  # the most frequent first: a result may have 100,000 of them
         return value
-    if isinstance(value, int):
-        return _checked_int(value)
-    if isinstance(value, float):
-        return _checked_float(value)
+    if kind is int:
+        return value if value <= MAX_INTEGER else _too_long(value)
+    if kind is not list and kind is not dict:
+        return _scalar_to_json(value)
     if depth >= MAX_NESTING:
         raise ExpressionError(f"the result is nested deeper than {MAX_NESTING} levels")
-    if isinstance(value, list):
-        return [_to_json(one, depth + 1) for one in value]
-    if isinstance(value, dict):
-        return {key: _to_json(value[key], depth + 1) for key in _sorted_keys(value)}
-    return _scalar_to_json(value)
+    if kind is list:
+        return [one if type(one) is str else _to_json(one, depth + 1) for one in value]
+    return {key: one if type(one := value[key]) is str else _to_json(one, depth + 1) for key in _sorted_keys(value)}
 
 
-def _checked_int(value: int) -> int:
-    if value > MAX_INTEGER:
-        raise ExpressionError(f"{value} does not fit in a signed 64-bit integer")
-    return value
+def _too_long(value: int) -> NoReturn:
+    raise ExpressionError(f"{value} does not fit in a signed 64-bit integer")
 
 
 def _checked_float(value: float) -> float:
@@ -669,15 +698,17 @@ def _checked_float(value: float) -> float:
 
 
 def _sorted_keys(value: dict[Any, Any]) -> list[str]:
-    for key in value:
-        if not isinstance(key, str):
-            raise ExpressionError(f"a key of a map in the result is {kind_of(key)}; JSON has string keys: string(…)")
+    if not set(map(type, value)) <= {str}:
+        key = next(key for key in value if not isinstance(key, str))
+        raise ExpressionError(f"a key of a map in the result is {kind_of(key)}; JSON has string keys: string(…)")
     return sorted(value)
 
 
-def _scalar_to_json(value: Any) -> str:
-    """Return the text of a timestamp (RFC 3339), duration (`1.5s`) or bytes (base64): protobuf's JSON mapping."""
+def _scalar_to_json(value: Any) -> str | float:
+    """Return a number, or the text of a timestamp (RFC 3339), duration (`1.5s`) or bytes (base64), as protobuf does."""
     match value:
+        case float():
+            return _checked_float(value)
         case datetime.datetime():
             return value.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
         case datetime.timedelta():

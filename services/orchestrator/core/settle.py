@@ -1,6 +1,6 @@
 """Apply what happened to a step, then settle: dispatch what is ready, skip what cannot run, end the run, until nothing
-changes. A turn settles `STEPS_PER_TURN` steps at most, and appends little more than `MAX_TURN_BYTES`; a larger
-expansion goes on by a `ContinueRun` through the inbox.
+changes. A turn settles `STEPS_PER_TURN` steps at most, and none once what it evaluated costs `COST_PER_TURN` or what
+it appended weighs `MAX_TURN_BYTES`; the rest goes on by a `ContinueRun` through the inbox, others in between.
 """
 
 from base64 import b64encode
@@ -15,7 +15,7 @@ from anabranch.services.orchestrator.core.graph import TRANSFORM, Node
 from anabranch.services.orchestrator.core.state import GRACE, RUN_TIMEOUT, Step, Stop, StopReason, size_of
 from anabranch.services.orchestrator.core.status import DISPATCHED, TERMINAL, RunStatus, StepStatus
 from anabranch.services.orchestrator.core.turn import Turn, finished
-from anabranch.services.orchestrator.core.values import StepValues, encoded
+from anabranch.services.orchestrator.core.values import Reading, StepValues, encoded
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Encoded
 from anabranch.shared.contracts.errors import ErrorType, StepError
@@ -23,6 +23,7 @@ from anabranch.shared.contracts.expressions import (
     Condition,
     ExpressionError,
     RetryCondition,
+    RunValues,
     Template,
     context_for,
     names_run,
@@ -62,15 +63,15 @@ _TOO_DEEP: Final = f"is nested deeper than {MAX_NESTING} levels"
 
 def settle(turn: Turn) -> None:
     """Bring the run to rest, or as far as one turn goes."""
-    while not turn.is_spent:
+    while not turn.budget.is_spent:
         index = _next_to_settle(turn)
         if index is None:
             break
-        turn.budget -= 1
+        turn.budget.steps -= 1
         _settle_step(turn, index)
-    if not turn.open:
+    if not turn.open and (turn.budget.cost > 0 or turn.run.pipeline.outputs.is_literal):
         end_as(turn, _outcome(turn))
-    elif turn.is_spent and _more_to_settle(turn):
+    elif turn.budget.is_spent and _more_to_settle(turn):
         _continue_later(turn)
     turn.flush()
 
@@ -150,6 +151,8 @@ def _next_to_stop(turn: Turn) -> int | None:
 
 
 def _more_to_settle(turn: Turn) -> bool:
+    if not turn.open:
+        return True  # its outputs are rendered in a turn of their own
     return _next_to_stop(turn) is not None or (turn.has_ready and turn.has_window)
 
 
@@ -181,31 +184,35 @@ def _condition_holds(turn: Turn, index: int) -> bool:
     if node.condition is None:
         return not turn.unhappy(index)
     needs = {turn.node(need).id: turn.step(need).status.value for need in node.needs}
-    return node.condition.evaluate(_context(turn, node.condition), needs, tolerated=node.tolerated)
+    context = _context(turn, node.condition)
+    return node.condition.evaluate(context, needs, tolerated=node.tolerated, meter=turn.budget)
 
 
 def _context(turn: Turn, expression: Template | Condition) -> dict[str, Any]:
     if not expression.paths:
         return {}
 
-    def step_values(step_id: str) -> Mapping[str, Any]:
-        return StepValues(turn.step(turn.run.pipeline.index[step_id]))
+    reading = Reading(turn.budget)
 
-    run = _run_values(turn) if names_run(expression.paths) else {}
+    def step_values(step_id: str) -> Mapping[str, Any]:
+        return StepValues(turn.step(turn.run.pipeline.index[step_id]), reading)
+
+    run = _run_values(turn)._asdict() if names_run(expression.paths) else {}
     return context_for(expression.paths, turn.run.submission.inputs, step_values, run)
 
 
-def _run_values(turn: Turn) -> dict[str, Any]:
+def _run_values(turn: Turn) -> RunValues:
     run = turn.run
-    return {
-        "id": run.id,
-        "pipeline": run.pipeline.name,
-        "tenant": run.submission.tenant,
-        "revision": run.submission.revision,
-        "labels": run.submission.labels,
-        "created_at": rfc3339(run.started_at),
-        "started_at": rfc3339(run.started_at),
-    }
+    started_at = rfc3339(run.started_at)  # what submits a run also starts it
+    return RunValues(
+        id=run.id, pipeline=run.pipeline.name, revision=run.submission.revision, tenant=run.submission.tenant,
+        labels=run.submission.labels, status=_status(turn).value, created_at=started_at, started_at=started_at,
+    )  # fmt: skip
+
+
+def _status(turn: Turn) -> RunStatus:
+    """Return what the run is for its expressions: for its outputs, which come last, what it ends as."""
+    return RunStatus.RUNNING if turn.open else _outcome(turn)
 
 
 # --- dispatching -----------------------------------------------------------------------------------------------------
@@ -215,7 +222,7 @@ def dispatch(turn: Turn, index: int, step: Step) -> None:
     """Send out the step's next attempt; answer it at once when the core serves its type."""
     node = turn.node(index)
     try:
-        value = node.input.render(_context(turn, node.input))
+        value = node.input.render(_context(turn, node.input), turn.budget)
     except ExpressionError as error:
         fail(turn, index, step.queued(turn.at), StepError.of(ErrorType.EXPRESSION_ERROR, f"`with`: {error}"))
         return
@@ -263,7 +270,7 @@ def send_again(turn: Turn, index: int, step: Step) -> None:
         return
     node = turn.node(index)
     try:
-        value = node.input.render(_context(turn, node.input))
+        value = node.input.render(_context(turn, node.input), turn.budget)
     except ExpressionError as error:
         fail(turn, index, step, StepError.of(ErrorType.EXPRESSION_ERROR, f"`with`: {error}"))
         return
@@ -292,7 +299,7 @@ def dead_letter_command(turn: Turn, index: int, step: Step, error: StepError) ->
     """Keep the command that takes its workers down where an operator finds it."""
     node = turn.node(index)
     try:
-        record = _command(turn, node, step.attempt, node.input.render(_context(turn, node.input)))
+        record = _command(turn, node, step.attempt, node.input.render(_context(turn, node.input), turn.budget))
     except ExpressionError:  # it was rendered once, so it is rendered again; without it there is nothing to keep
         return
     key = idempotency_key(turn.run.id, node.id)
@@ -372,13 +379,14 @@ def _retry_verdict(turn: Turn, index: int, step: Step, message: m.AttemptFailed)
         draw=chance(turn.run.id, node.id, step.attempt),
     )
     if isinstance(verdict, RetryAfter) and node.retry_when is not None:
-        return verdict if _wants_retry(node.retry_when, message.error, step.attempt) else GiveUp("`retry.if` is false")
+        wanted = _wants_retry(turn, node.retry_when, message.error, step.attempt)
+        return verdict if wanted else GiveUp("`retry.if` is false")
     return verdict
 
 
-def _wants_retry(condition: RetryCondition, error: StepError, attempt: int) -> bool:
+def _wants_retry(turn: Turn, condition: RetryCondition, error: StepError, attempt: int) -> bool:
     try:
-        return condition.evaluate(error.model_dump(), attempt)
+        return condition.evaluate(error.model_dump(), attempt, turn.budget)
     except ExpressionError:  # a condition that cannot be answered is not met; the step fails with its own error
         return False
 
@@ -457,7 +465,8 @@ def end_as(turn: Turn, status: RunStatus) -> None:
     outputs: Any = None
     if status is RunStatus.SUCCEEDED:
         try:
-            outputs = turn.run.pipeline.outputs.render(_context(turn, turn.run.pipeline.outputs))
+            template = turn.run.pipeline.outputs
+            outputs = template.render(_context(turn, template), turn.budget)
         except ExpressionError as error:
             turn.fail_run(StepError.of(ErrorType.EXPRESSION_ERROR, f"`outputs`: {error}"))
             status = RunStatus.FAILED

@@ -5,7 +5,7 @@ So the run stays as it is when deciding fails.
 
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heappop, heappush
 from operator import neg
@@ -19,7 +19,7 @@ from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Encoded, encode
 from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.ids import event_id
-from anabranch.shared.contracts.limits import MAX_TURN_BYTES, MAX_WINDOW_BYTES, STEPS_PER_TURN
+from anabranch.shared.contracts.limits import COST_PER_TURN, MAX_TURN_BYTES, MAX_WINDOW_BYTES, STEPS_PER_TURN
 from anabranch.shared.contracts.times import rfc3339
 
 SOURCE: Final = "/anabranch/orchestrator"
@@ -40,11 +40,32 @@ _STEP_EVENT: Final = {
 }
 
 
+@dataclass(slots=True)
+class Budget:
+    """How much more one record may lead to: steps to settle, cost of expressions, bytes to append.
+
+    The last step may exceed it, as it cannot be split.
+    """
+
+    steps: int
+    cost: int
+    bytes: int
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the rest is another record's."""
+        return self.steps <= 0 or self.cost <= 0 or self.bytes <= 0
+
+    def charge(self, cost: int) -> None:
+        """Take off what was evaluated."""
+        self.cost -= cost
+
+
 class Turn:
     """Everything one record changes in a run. Reads see the changes; the run sees them at `commit`."""
 
     __slots__ = (
-        "_event", "_queued", "_ready", "_taken", "_unhappy", "_unmet", "at", "budget", "bytes_left", "changed",
+        "_event", "_queued", "_ready", "_taken", "_unhappy", "_unmet", "at", "budget", "changed",
         "continued", "effects", "ended", "error", "held", "in_flight", "in_flight_bytes", "open", "run", "seq", "stop",
         "swept", "trace_id",
     )  # fmt: skip
@@ -62,8 +83,7 @@ class Turn:
         self.continued = run.continued
         self.swept = run.swept
         self.ended = False
-        self.budget = STEPS_PER_TURN
-        self.bytes_left = MAX_TURN_BYTES
+        self.budget = Budget(STEPS_PER_TURN, COST_PER_TURN, MAX_TURN_BYTES)
         self.trace_id = run.trace_id
         self.changed: dict[int, Step] = {}
         self.effects: list[Effect] = []
@@ -92,11 +112,6 @@ class Turn:
     def is_stopped_for_good(self) -> bool:
         """Whether a cancel or the run's own limit has stopped the run."""
         return self.stop is not None and self.stop.reason is not StopReason.FAIL_FAST
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether this record has led to as much as one may: the rest is another's."""
-        return self.budget <= 0 or self.bytes_left <= 0
 
     @property
     def has_window(self) -> bool:
@@ -175,7 +190,7 @@ class Turn:
 
     def append(self, channel: Channel, key: str, record: Encoded, step_type: str = "") -> None:
         """Have a record appended."""
-        self.bytes_left -= len(record.value)
+        self.budget.bytes -= len(record.value)
         self.effects.append(Append(channel, key, record.value, record.headers, step_type))
 
     def emit(self, event: "Unsaid") -> None:

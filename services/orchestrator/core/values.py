@@ -11,7 +11,9 @@ import orjson
 from pydantic_core import to_json
 
 from anabranch.services.orchestrator.core.state import Step
-from anabranch.shared.contracts.limits import KIB, MIB
+from anabranch.shared.contracts.cel_cost import GIVEN
+from anabranch.shared.contracts.expressions import ExpressionError, Meter
+from anabranch.shared.contracts.limits import KIB, MAX_TEMPLATE_COST, MIB
 
 _LARGE: Final = 4 * KIB  # a smaller output is read in a few microseconds, each time
 _KEPT_BYTES: Final = 2 * MIB  # of large ones read lately: a value that many steps share is read once
@@ -23,13 +25,34 @@ def encoded(value: Any) -> bytes:
     return to_json(value, inf_nan_mode="null")
 
 
+class Reading:
+    """What the expressions of one template or condition read of outputs, which costs as much as giving it to them."""
+
+    __slots__ = ("_cost", "_meter")
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._cost = 0
+
+    def value_of(self, output: bytes) -> Any:
+        """Return the value of an output. Raises `ExpressionError` for more than an evaluation may cost in all."""
+        cost = GIVEN * len(output)
+        self._cost += cost
+        self._meter.charge(cost)
+        if self._cost > MAX_TEMPLATE_COST:
+            raise ExpressionError(f"the outputs it names take more than {MAX_TEMPLATE_COST // GIVEN} bytes")
+        return _READ.value_of(output)
+
+
 class StepValues(Mapping[str, Any]):
-    """What an expression sees of a step."""
+    """What an expression sees of a step; its output is read once."""
 
-    __slots__ = ("_step",)
+    __slots__ = ("_output", "_reading", "_step")
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, reading: Reading) -> None:
         self._step = step
+        self._reading = reading
+        self._output: Any = None
 
     def __getitem__(self, name: str) -> Any:
         """Return one of the four."""
@@ -37,7 +60,9 @@ class StepValues(Mapping[str, Any]):
             case "status":
                 return self._step.status.value
             case "output":
-                return None if self._step.output is None else _READ.value_of(self._step.output)
+                if self._output is None and self._step.output is not None:
+                    self._output = self._reading.value_of(self._step.output)
+                return self._output
             case "error":
                 return None if self._step.error is None else self._step.error.model_dump()
             case "attempt":

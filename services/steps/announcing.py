@@ -13,12 +13,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from structlog.typing import FilteringBoundLogger
 
-from anabranch.services.steps.kafka_ports import Fail, now_ms
+from anabranch.services.steps.kafka_ports import Fail
 from anabranch.services.steps.step_type import StepType
 from anabranch.shared.contracts.announcements import BadAnnouncement, check_announcement
 from anabranch.shared.contracts.codec import Encoded, encode
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import MAX_ANNOUNCEMENT_BYTES
+from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import Outbox, new_consumer
 from anabranch.shared.runtime.settings import Settings
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
-from tests.fuzz.values import TEXTS, Long, Many, large, plain, scalars, values
+from tests.fuzz.values import MAX_WEIGHT, TEXTS, Long, Many, large, plain, scalars, values, weight
 
 # --- expressions --------------------------------------------------------------------------------------------------
 
@@ -379,4 +380,5 @@ def submissions(draw: st.DrawFn) -> dict[str, Any]:
         body["labels"] = draw(
             st.dictionaries(st.sampled_from(TEXTS), st.one_of(st.sampled_from(TEXTS), values), max_size=3)
         )
+    assume(weight(body) <= MAX_WEIGHT)
     return body

@@ -92,7 +92,7 @@ class Life:
 
     def _start(self) -> None:
         metrics = OrchestratorMetrics(new_registry())
-        self._task = PartitionTask(self.log, "pipelines.inbox", metrics, structlog.get_logger(), Pace())
+        self._task = PartitionTask(self.log, "pipelines.inbox", metrics, structlog.get_logger(), Pace(), now_ms=_now_ms)
         self._running = asyncio.create_task(self._task.run())
 
     async def _stop(self) -> None:
@@ -101,7 +101,7 @@ class Life:
 
     async def _take(self, raw: bytes | None) -> None:
         before = len(self.log.appended)
-        self.log.feed(raw, T0 + round(asyncio.get_running_loop().time() * 1000))
+        self.log.feed(raw, _now_ms())
         await self._settle()
         check_appended("a record", sum(len(each.value) for each in self.log.appended[before:]))
 
@@ -153,6 +153,11 @@ class Life:
                 continue
             key = (output.channel, output.key, header(output.headers, "ce_id") or "")
             assert self._outputs.setdefault(key, output.value) == output.value, f"{key} was repeated as another"
+
+
+def _now_ms() -> int:
+    """Return what every clock says, the broker's and the host's."""
+    return T0 + round(asyncio.get_running_loop().time() * 1000)
 
 
 def read(adapter: Any, output: Append) -> Any:

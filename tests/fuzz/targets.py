@@ -42,7 +42,7 @@ from tests.unit.gateway.fakes import Bench, a_gateway, announced
 from tests.unit.history.fakes import FakeRecord, run_ended, run_started, step_succeeded, steps_queued
 from tests.unit.steps.fakes import Witness, a_world, cancellation, echo_type, running
 
-_REFUSALS: Final = frozenset({400, 404, 405, 406, 408, 411, 413, 414, 415, 422, 429, 431, 503})
+_REFUSALS: Final = frozenset({400, 404, 405, 406, 408, 411, 413, 414, 415, 417, 422, 429, 431, 503})
 _LONGEST_ANSWER: Final = 512 * 1024  # a refusal lists a hundred mistakes at most
 
 
@@ -499,7 +499,7 @@ class Commands(Target):
                 uses="echo",
                 tenant="t",
                 timeout_s=9,
-                at_ms=10**16,
+                at_ms=10**14,
                 input={"text": "here"},
             )
             world.commands.deliver(right.model_dump_json().encode(), offset=len(given) + 1)
@@ -601,7 +601,7 @@ class Handlers(Target):
         world = a_world(serves=_serves(output, raises, details, reports))
         async with running(world):
             command = m.RunStep(
-                run_id=RUN, step="a", attempt=1, uses="odd", tenant="t", timeout_s=9, at_ms=10**16, input={}
+                run_id=RUN, step="a", attempt=1, uses="odd", tenant="t", timeout_s=9, at_ms=10**14, input={}
             )
             world.commands.deliver(command.model_dump_json().encode(), offset=1)
             await asyncio.sleep(100)

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 
@@ -168,6 +169,28 @@ def as_json(value: Any) -> str:
             return json.dumps(value)
 
 
+def weight(value: Any) -> int:
+    """Return about how many bytes of JSON it is, without writing it."""
+    match value:
+        case Deep(depth, _, leaf):
+            return 6 * depth + weight(leaf)
+        case Many(count, _, each):
+            return count * (8 + weight(each))
+        case Long(count, unit):
+            return count * 6 * len(unit)
+        case dict():
+            return sum(len(name) + 4 + weight(inner) for name, inner in value.items())
+        case list() | tuple():
+            return sum(1 + weight(inner) for inner in value)
+        case str():
+            return 6 * len(value)
+        case _:
+            return 8
+
+
+MAX_WEIGHT = 16 * 1024 * 1024  # several times what anything of ours may weigh
+
+
 # --- what is done to a document that was right --------------------------------------------------------------------
 
 
@@ -206,6 +229,7 @@ def spoilt(draw: st.DrawFn, documents: st.SearchStrategy[Any], most: int = 2) ->
                 holder = holder[part]
             by = {**holder, name: by} if isinstance(holder, dict) else by
         document = replaced(document, at, by)
+    assume(weight(document) <= MAX_WEIGHT)
     return document
 
 

@@ -229,5 +229,8 @@ def _why_ended(status: int, last_words: str, limits: ProcessLimits) -> Anabranch
     if "bad_alloc" in last_words or "MemoryError" in last_words:
         return memory_exceeded(limits)
     if status < 0:
-        return ProcessEnded(f"the process that ran it was ended by signal {-status} ({signal.Signals(-status).name})")
+        return ProcessEnded(
+            f"the process that ran it was ended by signal {-status} ({signal.Signals(-status).name}), perhaps at its "
+            f"memory limit ({limits.memory_bytes} bytes)"
+        )
     return ProcessEnded(f"the process that ran it ended with status {status}: {last_words[-1000:].strip()}")

@@ -1,19 +1,20 @@
-"""Extraction by CSS selectors, on the Lexbor parser."""
+"""Extraction from HTML, in a process that is killed with its attempt: no parser bounds what a document may cost."""
 
-import re
-from typing import Final
-from urllib.parse import urljoin
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Final
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, RootModel
-from selectolax.lexbor import LexborHTMLParser, LexborNode, SelectolaxError
 
 from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.html.settings import HtmlSettings
 from anabranch.services.steps.step_type import step_type
-from anabranch.shared.contracts.errors import TerminalError
+from anabranch.shared.contracts.limits import MAX_SELECTOR_CHARS, MAX_SELECTORS
+from anabranch.shared.runtime.killable import KillableProcesses, ProcessLimits, killable
 
-# The attribute behind the last @: `a[href]@href`. An @ within brackets is part of the selector.
-_SELECTION: Final = re.compile(r"(?P<css>.*?)(?:@(?P<attribute>[A-Za-z_:][-\w:.]*))?", re.DOTALL)
-_URL_ATTRIBUTES: Final = frozenset({"href", "src", "action", "cite", "data", "formaction", "poster"})
+_EXTRACT: Final = "anabranch.services.steps.html.extract:answer"
+_PROCESSES: Final = 4  # a document that takes all of its time leaves the others three
 
 
 class Extraction(BaseModel):
@@ -22,7 +23,9 @@ class Extraction(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     html: str
-    select: dict[str, str] = Field(description="`css` for the text of what matches, `css@attribute` for an attribute.")
+    select: dict[str, Annotated[str, Field(max_length=MAX_SELECTOR_CHARS)]] = Field(
+        max_length=MAX_SELECTORS, description="`css` for the text of what matches, `css@attribute` for an attribute."
+    )
     base_url: str | None = Field(None, description="What relative links are resolved against.")
 
 
@@ -30,32 +33,17 @@ class Extracted(RootModel[dict[str, list[str]]]):
     """By the names of `select`, in the order of the document."""
 
 
-@step_type("html", description="Extract texts and attributes from HTML with CSS selectors.")
+@asynccontextmanager
+async def open_processes() -> AsyncIterator[KillableProcesses]:
+    """Open the processes that all attempts share."""
+    settings = HtmlSettings()
+    limits = ProcessLimits(settings.html_memory_bytes, settings.html_cpu_s)
+    async with killable(_EXTRACT, processes=_PROCESSES, limits=limits) as processes:
+        yield processes
+
+
+@step_type("html", description="Extract texts and attributes from HTML with CSS selectors.", lifespan=open_processes)
 async def html(given: Extraction, context: StepContext) -> Extracted:
     """Take out what was asked for."""
-    document = LexborHTMLParser(given.html)
-    return Extracted({name: _selected(document, name, how, given.base_url) for name, how in given.select.items()})
-
-
-def _selected(document: LexborHTMLParser, name: str, how: str, base_url: str | None) -> list[str]:
-    match = _SELECTION.fullmatch(how)
-    css, attribute = (match["css"], match["attribute"]) if match else (how, None)
-    try:
-        nodes = document.css(css)
-    except (SelectolaxError, ValueError, RuntimeError) as error:
-        raise TerminalError(
-            f"select.{name}: {css!r} is not a CSS selector: {error}", error_type="SelectorInvalid"
-        ) from error
-    if attribute is None:
-        return [" ".join(node.text().split()) for node in nodes]
-    return [_resolved(value, attribute, base_url) for node in nodes if (value := _value(node, attribute)) is not None]
-
-
-def _value(node: LexborNode, attribute: str) -> str | None:
-    if attribute not in node.attributes:
-        return None
-    return node.attributes[attribute] or ""  # an attribute without a value is there
-
-
-def _resolved(value: str, attribute: str, base_url: str | None) -> str:
-    return value if base_url is None or attribute not in _URL_ATTRIBUTES else urljoin(base_url, value)
+    processes: KillableProcesses = context.resource
+    return Extracted(orjson.loads(await processes.run(orjson.dumps(given.model_dump()))))

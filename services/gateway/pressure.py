@@ -12,6 +12,7 @@ from structlog.typing import FilteringBoundLogger
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.problems import unavailable
 from anabranch.services.gateway.settings import GatewaySettings
+from anabranch.shared.contracts.limits import MAX_UNACKNOWLEDGED_BYTES
 
 _RETRY_LAG_S: Final = 5  # the orchestrators work off some thousands of records a second
 _RETRY_SOON_S: Final = 1
@@ -22,6 +23,7 @@ class Appending(Protocol):
     """The part of the outbox that says how much is on its way."""
 
     unacknowledged: int
+    unacknowledged_bytes: int
 
 
 class Pressure:
@@ -45,7 +47,9 @@ class Pressure:
                 f"The orchestrators are {self.lag} records behind; {self._settings.max_inbox_lag} is the limit.",
                 retry_after_s=_RETRY_LAG_S,
             )
-        if self._outbox.unacknowledged >= self._settings.max_unacknowledged:
+        outbox = self._outbox
+        is_heavy = outbox.unacknowledged_bytes >= MAX_UNACKNOWLEDGED_BYTES
+        if is_heavy or outbox.unacknowledged >= self._settings.max_unacknowledged:
             self._metrics.run_refused("unacknowledged")
             raise unavailable("Too many submissions are on their way to Kafka.", retry_after_s=_RETRY_SOON_S)
 

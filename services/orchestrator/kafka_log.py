@@ -34,16 +34,14 @@ from anabranch.services.orchestrator.ports import (
 )
 from anabranch.services.orchestrator.refusals import refusal_of
 from anabranch.services.orchestrator.settings import OrchestratorSettings
-from anabranch.shared.contracts.limits import MIB
+from anabranch.shared.contracts.limits import MAX_FETCHED_BYTES
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.topics import TopicNames
 from anabranch.shared.runtime.kafka import AppendFailed, Outbox, new_consumer, new_producer
 from anabranch.shared.runtime.lanes import Lanes, Refusal
 from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReader
 
-# Records of one partition that wait to be taken: above this it is paused.
-_MAX_BUFFERED: Final = 5_000
-_MAX_BUFFERED_BYTES: Final = 16 * MIB
+_MAX_BUFFERED: Final = 5_000  # records of one partition that wait to be taken: above this it is paused
 _TAKE_AT_MOST: Final = 500  # records of one turn: timers and checkpoints get theirs
 _RESTORE_POLL_MS: Final = 200
 _CLOSE_TIMEOUT_S: Final = 5.0
@@ -58,6 +56,8 @@ class InboxReader:
         self._topic = settings.topics.inbox
         self._reader = TopicReader(settings, self._topic, self._deliver)
         self._logs: dict[int, KafkaPartitionLog] = {}
+        self._buffered_bytes = 0  # of all logs
+        self._paused: set[int] = set()
 
     async def start(self) -> None:
         """Connect."""
@@ -70,18 +70,27 @@ class InboxReader:
     def watch(self, log: "KafkaPartitionLog", offset: int) -> None:
         """Serve the log's partition from `offset`."""
         self._logs[log.partition] = log
+        self._paused.discard(log.partition)
         self._reader.seek(log.partition, offset)
 
     def unwatch(self, log: "KafkaPartitionLog") -> None:
         """Serve the log no more."""
         if self._logs.get(log.partition) is log:
             del self._logs[log.partition]
+            self._paused.discard(log.partition)
             self._reader.leave(log.partition)
 
-    def resume(self, log: "KafkaPartitionLog") -> None:
-        """Serve a partition again that was paused because its log was full."""
-        if self._logs.get(log.partition) is log:
-            self._reader.resume(log.partition)
+    def buffered(self, size: int) -> None:
+        """A log keeps so many bytes more, or fewer. Serve those again that were paused and have room."""
+        self._buffered_bytes += size
+        if self._paused and not self._is_full:
+            for partition in [number for number in self._paused if not self._logs[number].is_full]:
+                self._paused.discard(partition)
+                self._reader.resume(partition)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._buffered_bytes > MAX_FETCHED_BYTES
 
     async def run(self) -> None:
         """Hand records to their logs until cancelled; what the reader raises is handed to every log."""
@@ -95,7 +104,14 @@ class InboxReader:
     def _deliver(self, partition: int, records: Sequence[Record]) -> None:
         log = self._logs[partition]  # a partition is read while it has one
         log.deliver(records)
-        if log.is_full:
+        if self._is_full:
+            self._pause(*self._logs)
+        elif log.is_full:
+            self._pause(partition)
+
+    def _pause(self, *partitions: int) -> None:
+        for partition in partitions:
+            self._paused.add(partition)
             self._reader.pause(partition)
 
     def _break(self, error: LogError, cause: Exception) -> None:
@@ -126,7 +142,6 @@ class KafkaPartitionLog:
         self._lanes = lanes
         self._producer: AIOKafkaProducer | None = None
         self._buffer: list[InboxRecord] = []
-        self._buffered_bytes = 0  # of their values
         self._arrived = asyncio.Event()
         self._broken: LogError | None = None
         self._command_topics: dict[str, str] = {}  # by step type
@@ -152,7 +167,7 @@ class KafkaPartitionLog:
         """Fence the predecessor: its transactional id is this partition's, and the newest producer wins."""
         await self._stop_producer()
         self._reader.unwatch(self)
-        self._buffer, self._buffered_bytes = [], 0
+        self._drop_buffer()
         transactional_id = f"{self._settings.group}-{self._partition}"
         producer: AIOKafkaProducer = new_producer(self._settings, transactional_id=transactional_id)
         try:
@@ -194,13 +209,13 @@ class KafkaPartitionLog:
     @property
     def is_full(self) -> bool:
         """Whether more records wait than should."""
-        return len(self._buffer) > _MAX_BUFFERED or self._buffered_bytes > _MAX_BUFFERED_BYTES
+        return len(self._buffer) > _MAX_BUFFERED
 
     def deliver(self, records: Sequence[Record]) -> None:
         """Take records from the reader."""
         assignment = self._assignment
         self._buffer += [InboxRecord(*record, assignment) for record in records]
-        self._buffered_bytes += _size_of(records)
+        self._reader.buffered(_size_of(records))
         self._arrived.set()
 
     def break_off(self, error: LogError) -> None:
@@ -215,14 +230,16 @@ class KafkaPartitionLog:
         self._arrived.clear()
         if self._broken is not None:
             raise self._broken
-        was_full = self.is_full
         taken, self._buffer = self._buffer[:_TAKE_AT_MOST], self._buffer[_TAKE_AT_MOST:]
-        self._buffered_bytes -= _size_of(taken)
         if self._buffer:
             self._arrived.set()
-        if was_full and not self.is_full:
-            self._reader.resume(self)
+        if taken:
+            self._reader.buffered(-_size_of(taken))
         return taken
+
+    def _drop_buffer(self) -> None:
+        dropped, self._buffer = self._buffer, []
+        self._reader.buffered(-_size_of(dropped))
 
     async def _wait(self, wait_s: float) -> None:
         timer = asyncio.get_running_loop().call_later(wait_s, self._arrived.set)
@@ -284,6 +301,11 @@ class KafkaPartitionLog:
         """How many records of the process are appended and not yet acknowledged."""
         return self._outbox.unacknowledged + self._lanes.unacknowledged
 
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """How large their values are."""
+        return self._outbox.unacknowledged_bytes + self._lanes.unacknowledged_bytes
+
     # --- checkpoint -----------------------------------------------------------------------------------------------
 
     async def checkpoint(self, changes: Sequence[Change]) -> None:
@@ -302,6 +324,7 @@ class KafkaPartitionLog:
     async def close(self) -> None:
         """Stop the producer and take no more."""
         self._reader.unwatch(self)
+        self._drop_buffer()
         await self._stop_producer()
 
     async def _stop_producer(self) -> None:

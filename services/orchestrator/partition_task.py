@@ -40,6 +40,7 @@ from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Undecodable, decode, encode
 from anabranch.shared.contracts.dead_letters import Origin, dead_letter
 from anabranch.shared.contracts.ids import trace_id_of_run
+from anabranch.shared.contracts.limits import MAX_CHECKPOINT_BYTES, MAX_UNACKNOWLEDGED_BYTES, MAX_UNCHECKPOINTED_BYTES
 from anabranch.shared.contracts.text import writable
 
 _YIELD_AFTER_S: Final = 0.02  # heartbeats and the other partitions get their turn
@@ -58,6 +59,9 @@ class Pace:
     checkpoint_records: int = 5000
     max_uncheckpointed: int = 20_000  # records decided since the last checkpoint
     max_unacknowledged: int = 20_000  # records appended
+    checkpoint_bytes: int = MAX_CHECKPOINT_BYTES  # of records decided and appended, which is more than they change
+    max_uncheckpointed_bytes: int = MAX_UNCHECKPOINTED_BYTES
+    max_unacknowledged_bytes: int = MAX_UNACKNOWLEDGED_BYTES
     restore_backoff_s: float = 0.5
 
 
@@ -92,7 +96,7 @@ class PartitionTask:
         self._timers = Timers()
         self._offset: int | None = None
         self._restored = False
-        self._since_checkpoint = 0
+        self._since_checkpoint = self._bytes_since_checkpoint = 0
         self._checkpoint_due = 0.0
         self._checkpointing: asyncio.Task[None] | None = None
 
@@ -245,6 +249,9 @@ class PartitionTask:
             if not isinstance(message, Undecodable):
                 await self._compile(self._partition.definitions_of(message))
             self._handle(record, message)
+            if self._is_heavy:
+                self._checkpoint_if_due()
+                await self._hold_back()
             await self._yield_if_due()
 
     async def _awaken_all(self) -> None:
@@ -291,6 +298,7 @@ class PartitionTask:
             self._decide(record, message)
         self._offset = record.offset + 1
         self._since_checkpoint += 1
+        self._bytes_since_checkpoint += len(record.value or b"")
 
     def _decide(self, record: InboxRecord, message: m.RunMessage) -> None:
         try:
@@ -321,6 +329,7 @@ class PartitionTask:
             match effect:
                 case Append():
                     self._log.append(effect)
+                    self._bytes_since_checkpoint += len(effect.value)
                 case SetTimer() if decision.ignored is Ignore.EARLY_TIMER:  # our clock is ahead: go by the broker's
                     self._set_timer(run_id, effect, at_ms)
                 case SetTimer():  # the record may have waited, or be decided again after a take-over
@@ -388,15 +397,23 @@ class PartitionTask:
         if self._checkpointing is not None or not self._since_checkpoint:
             return
         now = asyncio.get_running_loop().time()
-        if now >= self._checkpoint_due or self._since_checkpoint >= self._pace.checkpoint_records:
+        is_large = self._since_checkpoint >= self._pace.checkpoint_records or self._is_heavy
+        if is_large or now >= self._checkpoint_due:
             self._checkpointing = self._start_checkpoint()
+
+    @property
+    def _is_heavy(self) -> bool:
+        return (
+            self._bytes_since_checkpoint >= self._pace.checkpoint_bytes
+            or self._log.unacknowledged_bytes > self._pace.max_unacknowledged_bytes
+        )
 
     def _start_checkpoint(self) -> "asyncio.Task[None]":
         """Fix the offset and encode the changed state, in this tick; write them when their outputs are out."""
         assert self._offset is not None
         changes = changelog.take_changes(self._partition, self._offset)
         acknowledged = self._log.acknowledged()
-        self._since_checkpoint = 0
+        self._since_checkpoint = self._bytes_since_checkpoint = 0
         writing = asyncio.create_task(
             self._write_checkpoint(changes, acknowledged), name=f"checkpoint of partition {self._log.partition}"
         )
@@ -416,10 +433,15 @@ class PartitionTask:
 
     async def _hold_back(self) -> None:
         """Stop taking while too much is not checkpointed or not acknowledged."""
-        if self._log.unacknowledged > self._pace.max_unacknowledged:
+        pace, log = self._pace, self._log
+        if log.unacknowledged > pace.max_unacknowledged or log.unacknowledged_bytes > pace.max_unacknowledged_bytes:
             self._metrics.held_back()
-            await self._log.acknowledged()
-        if self._since_checkpoint > self._pace.max_uncheckpointed and self._checkpointing is not None:
+            await log.acknowledged()
+        is_ahead = (
+            self._since_checkpoint > pace.max_uncheckpointed
+            or self._bytes_since_checkpoint > pace.max_uncheckpointed_bytes
+        )
+        if is_ahead and self._checkpointing is not None:
             self._metrics.held_back()
             await asyncio.wait([self._checkpointing])
 

@@ -122,6 +122,10 @@ class PartitionLog(Protocol):
     def unacknowledged(self) -> int:
         """How many records are appended and not yet acknowledged."""
 
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """How large their values are."""
+
     async def checkpoint(self, changes: Sequence[Change]) -> None:
         """Write the changes in one transaction. Raises `Fenced`, `CheckpointFailed`."""
 

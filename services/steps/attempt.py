@@ -22,8 +22,9 @@ class Attempt:
     """What is known of it, which offsets wait for its answer, and how to end it."""
 
     __slots__ = (
-        "_offsets", "_task", "command", "context", "ending", "id", "is_beginning", "is_in_doubt", "is_on_trial",
-        "is_over", "is_released", "lease_until", "must_be_recalled", "partition", "record", "started_at", "timer",
+        "_offsets", "_task", "bytes", "command", "context", "ending", "id", "is_beginning", "is_in_doubt",
+        "is_on_trial", "is_over", "is_released", "lease_until", "must_be_recalled", "partition", "record",
+        "started_at", "timer",
     )  # fmt: skip
 
     def __init__(self, attempt_id: str, command: RunStep, record: CommandRecord, partition: PartitionInHand) -> None:
@@ -31,6 +32,7 @@ class Attempt:
         self.command = command
         self.record = record
         self.partition = partition
+        self.bytes = len(record.value or b"")  # in hand: the command's, and the answer's while it is on its way
         self.context: StepContext | None = None
         self.started_at: float | None = None  # when the handler was called, on the loop's clock
         self.lease_until: float | None = None  # None: not leased

@@ -16,7 +16,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from anabranch.services.steps.ports import AssignmentListener, CancelRecord, CommandRecord, CommitRefused
-from anabranch.shared.contracts.limits import MIB
+from anabranch.shared.contracts.limits import MAX_FETCHED_BYTES, MIB
 from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import new_consumer
 from anabranch.shared.runtime.settings import Settings
@@ -24,9 +24,9 @@ from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReade
 
 _READ_POLL_MS: Final = 200
 _CONTROL_BATCH: Final = 1_000
-# Commands that wait to be taken: above this a partition that has more is paused, below half of it they go on.
+# Commands that wait to be taken: above this all partitions are paused, below half of it they go on.
 _MAX_FETCHED: Final = 2_000
-_MAX_FETCHED_BYTES: Final = 32 * MIB
+_TAKE_BYTES: Final = 4 * MIB  # of one take: what is taken is parsed at once
 _POLL_S: Final = 0.5  # far below max.poll.interval
 
 Fail = Callable[[BaseException], Awaitable[None]]
@@ -83,11 +83,11 @@ class KafkaCommands:
         if not self._fetched and wait_s > 0:
             await self._until_arrived(wait_s)
         fetched = self._fetched
-        taken = [fetched.popleft() for _ in range(min(max_records, len(fetched)))]
+        taken = _some_of(fetched, max_records)
         for record in taken:
             self._next[record.partition] = record.offset + 1
             self._fetched_bytes -= len(record.value or b"")
-        if self._is_full and not self._is_above(_MAX_FETCHED // 2, _MAX_FETCHED_BYTES // 2):
+        if self._is_full and not self._is_above(_MAX_FETCHED // 2, MAX_FETCHED_BYTES // 2):
             self._is_full = False
             for partition in self._next:
                 self._reader.resume(partition)
@@ -179,9 +179,10 @@ class KafkaCommands:
         ]
         self._fetched_bytes += sum(len(r.value or b"") for r in records)
         self._arrived.set()
-        if self._is_above(_MAX_FETCHED, _MAX_FETCHED_BYTES):
+        if self._is_above(_MAX_FETCHED, MAX_FETCHED_BYTES):
             self._is_full = True
-            self._reader.pause(partition)
+            for each in self._next:
+                self._reader.pause(each)
 
     def _is_above(self, count: int, size: int) -> bool:
         return len(self._fetched) > count or self._fetched_bytes > size
@@ -203,6 +204,15 @@ class KafkaCommands:
             await work
         except Exception as error:  # noqa: BLE001  nobody awaits this task: the process ends
             await self._fail(error)
+
+
+def _some_of(fetched: deque[CommandRecord], max_records: int) -> list[CommandRecord]:
+    taken: list[CommandRecord] = []
+    size = 0
+    while fetched and len(taken) < max_records and size < _TAKE_BYTES:
+        taken.append(fetched.popleft())
+        size += len(taken[-1].value or b"")
+    return taken
 
 
 class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types

@@ -55,6 +55,7 @@ class Notes:
         self._settings = settings
         self._log = log
         self._waiting: dict[str, Note] = {}  # by attempt: the result of a short step replaces its lease
+        self._waiting_bytes = 0  # of their results
         self._noted = asyncio.Event()
         self._recalls = _Questions[Asked, Remembered](_UNKNOWN)
         self._takes = _Questions[Take, None](None)
@@ -64,11 +65,18 @@ class Notes:
 
     def note(self, note: Note) -> None:
         """Have a note written with the next flush."""
-        self._waiting.pop(note.attempt_id, None)
+        self._drop(note.attempt_id)
         self._waiting[note.attempt_id] = note
-        if len(self._waiting) > self._settings.memory_notes:
-            del self._waiting[next(iter(self._waiting))]
+        self._waiting_bytes += len(note.result or b"")
+        settings = self._settings
+        while len(self._waiting) > settings.memory_notes or self._waiting_bytes > settings.memory_notes_bytes:
+            self._drop(next(iter(self._waiting)))
         self._noted.set()
+
+    def _drop(self, attempt_id: str) -> None:
+        dropped = self._waiting.pop(attempt_id, None)
+        if dropped is not None:
+            self._waiting_bytes -= len(dropped.result or b"")
 
     async def keep_writing(self) -> None:
         """Write what is noted, a little later, for ever."""
@@ -81,7 +89,7 @@ class Notes:
         """Return when what is noted now is written; what cannot be written is dropped."""
         async with self._writing:
             self._noted.clear()
-            notes, self._waiting = list(self._waiting.values()), {}
+            notes, self._waiting, self._waiting_bytes = list(self._waiting.values()), {}, 0
             if notes:
                 await self._try(self._memory.remember(notes))
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from pydantic import Field
 
+from anabranch.shared.contracts.limits import MAX_UNACKNOWLEDGED_BYTES, MIB
 from anabranch.shared.runtime.settings import Settings
 
 _STOP_MARGIN_S: Final = 3.0  # of the service's time to stop: closing clients
@@ -16,6 +17,7 @@ class WorkerSettings:
 
     concurrency: int = 64  # handlers at once; a type says more or less, a setting overrides both
     max_unanswered: int = 5_000  # commands whose answer is not yet acknowledged: beyond it nothing more is taken
+    max_in_hand_bytes: int = MAX_UNACKNOWLEDGED_BYTES  # of commands and of answers not yet acknowledged: likewise
     grace_s: float = 1.0  # a handler busy for longer is leased: most steps are shorter and pay nothing
     lease_s: float = 30.0  # longer than a broker's restart, shorter than an operator's patience
     commit_s: float = 0.2  # offsets are committed in the background; what is not, is recalled from memory
@@ -33,6 +35,7 @@ class WorkerSettings:
     memory_timeout_s: float = 1.0  # a memory that is slower is as good as none
     memory_retry_s: float = 5.0  # how long an unavailable memory is left alone
     memory_notes: int = 20_000  # notes waiting to be written; beyond it the eldest are dropped
+    memory_notes_bytes: int = 16 * MIB  # likewise
     memory_result_bytes: int = 64 * 1024  # larger results are remembered as acknowledged, not byte for byte
     max_alone: int = 3  # a command tried alone as often without a result takes its worker down: no accident any more
 

@@ -109,6 +109,7 @@ class Worker(Generic[In, Out]):
         self._lately = Lately(settings.lately_count, settings.lately_s)
         self._partitions: dict[int, PartitionInHand] = {}
         self._attempts: dict[str, Attempt] = {}  # by id, until the answer is acknowledged
+        self._bytes = 0  # of them
         self._leases = Leases(self._attempts, settings, lease=self._lease, renew=self._renew, lapse=self._lapse)
         self._ready: deque[Attempt] = deque()  # taken up in this turn of the loop
         self._busy = 0
@@ -222,6 +223,8 @@ class Worker(Generic[In, Out]):
 
     def _room(self) -> int:
         settings = self._settings
+        if self._bytes >= settings.max_in_hand_bytes:
+            return 0
         return min(settings.concurrency - self._busy, settings.max_unanswered - len(self._attempts))
 
     async def _until_room(self) -> None:
@@ -287,6 +290,7 @@ class Worker(Generic[In, Out]):
 
     def _take_up(self, attempt: Attempt) -> None:
         self._attempts[attempt.id] = attempt
+        self._bytes += attempt.bytes
         if self._is_cancelled(attempt):
             attempt.is_over = True
             self._answer(attempt, answers.cancelled(attempt.command, 0))
@@ -430,6 +434,8 @@ class Worker(Generic[In, Out]):
         """Append the answer; what follows, follows its acknowledgement."""
         answer, encoded = answers.encode_answer(answer, attempt.command, attempt.id, self._source)
         kind = type(answer).__name__
+        attempt.bytes += len(encoded.value)
+        self._bytes += len(encoded.value)
         is_small = len(encoded.value) <= self._settings.memory_result_bytes
         if is_small:
             self._remember_result(attempt, b"%b\n%b" % (kind.encode(), encoded.value))
@@ -449,6 +455,7 @@ class Worker(Generic[In, Out]):
         """Have it in hand no longer."""
         if self._attempts.get(attempt.id) is attempt:
             del self._attempts[attempt.id]
+            self._bytes -= attempt.bytes
         self._has_room.set()
 
     def _let_go_lapsed(self, attempt: Attempt) -> None:

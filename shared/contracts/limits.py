@@ -65,6 +65,16 @@ MAX_TURN_BYTES: Final = 4 * MIB
 # Commands of one run that are out and not answered: all its workers have half of what they may hold themselves.
 MAX_WINDOW_BYTES: Final = 16 * MIB
 
+# What a process has on its way to Kafka, and what it has read from there and not taken up, all partitions together.
+# As objects, copies and batches it takes a few times as much.
+MAX_UNACKNOWLEDGED_BYTES: Final = 32 * MIB
+MAX_FETCHED_BYTES: Final = 32 * MIB
+MAX_FETCH_BYTES: Final = 8 * MIB  # of one answer of a broker: some thousand records, or one of the largest
+
+# What one checkpoint holds, more or less: encoded in milliseconds, written far within a transaction's time.
+MAX_CHECKPOINT_BYTES: Final = 8 * MIB
+MAX_UNCHECKPOINTED_BYTES: Final = 32 * MIB
+
 # How long anything may wait, seconds.
 MAX_WAIT_S: Final = 30 * 24 * 3600
 DEFAULT_RUN_TIMEOUT_S: Final = 900.0

@@ -9,7 +9,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import KafkaError
 
-from anabranch.shared.contracts.limits import MAX_RECORD_BYTES
+from anabranch.shared.contracts.limits import MAX_FETCH_BYTES, MAX_RECORD_BYTES
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.errors import KafkaUnreachable
 from anabranch.shared.runtime.settings import Settings
@@ -68,6 +68,7 @@ def new_consumer(settings: Settings, *topics: str, group_id: str | None = None, 
         "group_id": group_id,
         "enable_auto_commit": False,
         "auto_offset_reset": "none" if group_id is None else "earliest",
+        "fetch_max_bytes": MAX_FETCH_BYTES,
         "max_partition_fetch_bytes": MAX_RECORD_BYTES,
         "fetch_max_wait_ms": _FETCH_MAX_WAIT_MS,
         "session_timeout_ms": _SESSION_TIMEOUT_MS,

@@ -35,7 +35,7 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from anabranch.shared.contracts.codec import Headers
-from anabranch.shared.contracts.limits import MIB
+from anabranch.shared.contracts.limits import MAX_UNACKNOWLEDGED_BYTES, MIB
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.runtime.batch import BATCH_BYTES
 from anabranch.shared.runtime.clients import new_client
@@ -60,9 +60,10 @@ _METADATA_S: Final = 2.0
 _ANSWER_WITHIN_MS: Final = 10_000  # what the broker may take to have the replicas acknowledge
 _REQUEST_BYTES: Final = 12 * MIB  # as in the outbox
 
-# Of one lane that is failing: what comes on top is refused at once.
+# Of one lane that is failing, and of all lanes together: what comes on top for a failing one is refused at once. So
+# those that fail never take up all that a process may have on its way.
 _MAX_WAITING: Final = 2_000
-_MAX_WAITING_BYTES: Final = 16 * MIB
+_MAX_WAITING_BYTES: Final = MAX_UNACKNOWLEDGED_BYTES // 2
 
 _TOPICS_KEPT: Final = 1_000  # names come from definitions: those that have nothing under way are forgotten
 
@@ -99,7 +100,6 @@ class _Lane:
     topic: "_Topic"
     partition: int
     waiting: deque[_Record] = field(default_factory=deque)
-    waiting_bytes: int = 0
     sent: tuple[_Record, ...] = ()  # and not answered
     failing_since: float | None = None
     why: str = ""
@@ -210,12 +210,11 @@ class Lanes:
     def _takes_no_more(self, lane: _Lane) -> bool:
         if not lane.why:
             return False
-        is_full = len(lane.waiting) >= _MAX_WAITING or lane.waiting_bytes >= _MAX_WAITING_BYTES
+        is_full = len(lane.waiting) >= _MAX_WAITING or self.unacknowledged_bytes >= _MAX_WAITING_BYTES
         return is_full or self._loop.time() < lane.closed_until
 
     def _wait(self, lane: _Lane, record: _Record) -> None:
         lane.waiting.append(record)
-        lane.waiting_bytes += len(record.value)
         self._with_records[lane] = None
 
     def _new_topic(self, name: str) -> _Topic:
@@ -298,7 +297,7 @@ class Lanes:
         for lane in lanes.values():
             for record in lane.waiting:
                 self._wait(_lane_of(topic, record.key), record)
-            lane.waiting, lane.waiting_bytes = deque(), 0
+            lane.waiting = deque()
 
     # 2. Out.
 
@@ -406,7 +405,6 @@ class Lanes:
         sent, lane.sent = lane.sent, ()
         if lane.topic.lanes.get(lane.partition) is lane:
             lane.waiting.extendleft(reversed(sent))
-            lane.waiting_bytes += sum(len(record.value) for record in sent)
             self._with_records[lane] = None
         else:  # the topic was counted anew meanwhile
             for record in sent:
@@ -431,7 +429,7 @@ class Lanes:
         if not lane.topic.is_closed:
             lane.topic.is_closed = True
             self._watcher.closed(lane.topic.name, lane.why)
-        refused, lane.waiting, lane.waiting_bytes = lane.waiting, deque(), 0
+        refused, lane.waiting = lane.waiting, deque()
         for record in refused:
             self._refuse(lane, record, Refusal(lane.why))
 
@@ -488,7 +486,6 @@ def _batch(lane: _Lane) -> bytes:
         record = lane.waiting[0]
         if builder.append(len(sent), None, record.key, record.value, list(record.headers)) is None:
             break
-        lane.waiting_bytes -= len(record.value)
         sent.append(lane.waiting.popleft())
     lane.sent = tuple(sent)
     return bytes(builder.build())

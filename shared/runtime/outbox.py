@@ -68,6 +68,7 @@ class _Batch:
     opened_at: float
     number: int
     records: int = 0
+    bytes: int = 0
     room: int = 0
     acknowledged: bool = False
     waiters: "list[tuple[int, asyncio.Future[RecordMetadata]]]" = field(default_factory=list)
@@ -91,11 +92,13 @@ class _Lane:
 class Outbox:
     """Appends records through one idempotent producer; make it inside the running loop.
 
-    `unacknowledged` is the number of records appended and not yet acknowledged. `failed` fails with `AppendFailed` when
-    a record was not accepted and never will be; the owner then ends the process.
+    `unacknowledged` is the number of records appended and not yet acknowledged, `unacknowledged_bytes` the size of
+    their values: whoever appends what others ask for takes no more of it when that is too much. `failed` fails with
+    `AppendFailed` when a record was not accepted and never will be; the owner then ends the process.
     """
 
     unacknowledged: int
+    unacknowledged_bytes: int
     failed: "asyncio.Future[NoReturn]"
 
     def __init__(
@@ -112,7 +115,7 @@ class Outbox:
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._watch: asyncio.TimerHandle | None = None
         self._failure: AppendFailed | None = None
-        self.unacknowledged = 0
+        self.unacknowledged = self.unacknowledged_bytes = 0
         self.failed = self._loop.create_future()
 
     async def start(self) -> None:
@@ -186,7 +189,10 @@ class Outbox:
         if batch is None or batch.builder.append(timestamp=None, key=key, value=value, headers=list(headers)) is None:
             batch = self._open(lane, key, value, headers)
         batch.records += 1
+        size = len(value or b"")
+        batch.bytes += size
         self.unacknowledged += 1
+        self.unacknowledged_bytes += size
         return batch
 
     def _open(self, lane: _Lane, key: bytes | None, value: bytes | None, headers: Headers) -> _Batch:
@@ -255,6 +261,7 @@ class Outbox:
         batch.acknowledged = True
         self._room.give_back(batch.room)
         self.unacknowledged -= batch.records
+        self.unacknowledged_bytes -= batch.bytes
         for position, waiter in batch.waiters:
             _settle(waiter, _of_record(where, position))
         while self._outstanding and self._outstanding[0].acknowledged:

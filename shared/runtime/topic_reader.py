@@ -27,7 +27,7 @@ from aiokafka.record import MemoryRecords
 from aiokafka.structs import TopicPartition
 from structlog.typing import FilteringBoundLogger
 
-from anabranch.shared.contracts.limits import MAX_RECORD_BYTES, MIB
+from anabranch.shared.contracts.limits import MAX_FETCH_BYTES, MAX_RECORD_BYTES
 from anabranch.shared.runtime.clients import new_client
 from anabranch.shared.runtime.errors import KafkaUnreachable
 from anabranch.shared.runtime.log import get_logger
@@ -36,7 +36,6 @@ from anabranch.shared.runtime.settings import Settings
 # An idle poll ends after this. It is also how long a partition that is sought or resumed may wait: a broker answers the
 # requests of a connection one after the other.
 _MAX_WAIT_MS: Final = 500
-_MAX_BYTES: Final = 50 * MIB  # of one answer, as Kafka's own clients have it
 _BACKOFF_S: Final = 0.1
 
 # Turns of the loop that a record takes from here into a produce request: to its partition's task, out of it into the
@@ -295,7 +294,7 @@ class Fetch(Request[FetchRequest_v11]):  # type: ignore[misc]  # aiokafka is not
             _CONSUMER,
             _MAX_WAIT_MS,
             1,  # byte is enough to answer
-            _MAX_BYTES,
+            MAX_FETCH_BYTES,
             _READ_UNCOMMITTED,
             self.session,
             self.epoch,

@@ -240,6 +240,7 @@ class Producer:
         self._numbers: list[int] = []  # appended and not acknowledged, ascending
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._appended = 0
+        self.unacknowledged_bytes = 0
         self.failure: AppendRefused | None = None
 
     @property
@@ -259,6 +260,7 @@ class Producer:
             lane = self._lanes[topic, partition] = _Lane(topic, partition)
         self._appended += 1
         self._numbers.append(self._appended)
+        self.unacknowledged_bytes += len(value or b"")
         lane.waiting.append(_Appended(self._appended, key, value, headers))
         if not lane.is_busy:
             lane.is_busy = True
@@ -311,6 +313,7 @@ class Producer:
     def _acknowledge(self, lane: _Lane, batch: list[_Appended]) -> None:
         for record in batch:
             del self._numbers[bisect_left(self._numbers, record.number)]
+            self.unacknowledged_bytes -= len(record.value or b"")
         oldest = self._numbers[0] if self._numbers else self._appended + 1
         while self._waiters and self._waiters[0][0] < oldest:
             wake(self._waiters.popleft()[1])

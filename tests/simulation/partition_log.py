@@ -178,6 +178,11 @@ class MemoryLog:
         """How many records are appended and not yet acknowledged."""
         return self._producer.unacknowledged + self._lanes.unacknowledged
 
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """How large their values are."""
+        return self._producer.unacknowledged_bytes
+
     # --- checkpoint -----------------------------------------------------------------------------------------------
 
     async def checkpoint(self, changes: Sequence[Change]) -> None:

@@ -34,7 +34,7 @@ class _DoesNotWait(PartitionTask):
 class _EncodesLate(PartitionTask):
     def _start_checkpoint(self) -> "asyncio.Task[None]":
         offset, acknowledged = self._offset, self._log.acknowledged()
-        self._since_checkpoint = 0
+        self._since_checkpoint = self._bytes_since_checkpoint = 0
         return asyncio.create_task(self._encode_and_write(offset, acknowledged))
 
     async def _encode_and_write(self, offset: int | None, acknowledged: "asyncio.Future[None]") -> None:

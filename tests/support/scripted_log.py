@@ -33,6 +33,7 @@ class ScriptedLog:
         self._position = 0
         self._woken = asyncio.Event()
         self._unacknowledged: list[asyncio.Future[None]] = []
+        self.unacknowledged_bytes = 0
 
     def feed(self, value: bytes | None, at_ms: int = 1_000, assignment: int | None = None) -> None:
         """Append a record to the inbox."""
@@ -46,6 +47,7 @@ class ScriptedLog:
             if not future.done():
                 future.set_result(None)
         self._unacknowledged = []
+        self.unacknowledged_bytes = 0
 
     def _call(self, verb: str) -> None:
         self.calls.append(verb)
@@ -81,6 +83,7 @@ class ScriptedLog:
     def append(self, output: Append) -> None:
         self._call("append")
         self.appended.append(output)
+        self.unacknowledged_bytes += len(output.value)
 
     def acknowledged(self) -> "asyncio.Future[None]":
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -48,6 +48,7 @@ class FakeLog:
 
     def __init__(self) -> None:
         self.unacknowledged = 0
+        self.unacknowledged_bytes = 0
         self.records: list[tuple[int, bytes | None, bytes]] = []
         self.error: Exception | None = None
         self.hangs = False

@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from anabranch.shared.contracts.ids import run_id_for_key
+from anabranch.shared.contracts.limits import MAX_UNACKNOWLEDGED_BYTES
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.runtime.errors import AppendFailed
 from anabranch.shared.runtime.snapshots import END, RUN, STATUS
@@ -175,9 +176,12 @@ async def test_pressure_is_answered_before_the_body_is_read(gateway: Bench) -> N
     gateway.log.unacknowledged = gateway.settings.max_unacknowledged
     stuck = await gateway.post(b"not json")
     gateway.log.unacknowledged = 0
+    gateway.log.unacknowledged_bytes = MAX_UNACKNOWLEDGED_BYTES
+    heavy = await gateway.post(b"not json")
+    gateway.log.unacknowledged_bytes = 0
     gateway.pressure.inbox_exists = False
     missing = await gateway.post(b"not json")
-    for response in (behind, stuck, missing):
+    for response in (behind, stuck, heavy, missing):
         assert response.status == 503
         assert int(response.headers["Retry-After"]) >= 1
         await problem(response)

@@ -86,13 +86,13 @@ async def test_acknowledged_waits_for_what_was_appended_before_whatever_the_orde
 
     taken[1].done(0)
     await turns()
-    assert (before.done(), outbox.unacknowledged) == (False, 2)
+    assert (before.done(), outbox.unacknowledged, outbox.unacknowledged_bytes) == (False, 2, 2)
     taken[0].done(0)
     await turns()
     assert (before.done(), later.done(), outbox.unacknowledged) == (True, False, 1)
     (await producer.take())[2].done(0)
     await later
-    assert outbox.unacknowledged == 0
+    assert (outbox.unacknowledged, outbox.unacknowledged_bytes) == (0, 0)
 
 
 async def test_nothing_appended_is_acknowledged_at_once(started: Callable[..., Outbox]) -> None:

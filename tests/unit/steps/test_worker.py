@@ -645,6 +645,25 @@ def test_when_answers_are_not_acknowledged_no_more_is_taken() -> None:
     assert len(run(main()).witness.started) == 20
 
 
+def test_no_more_bytes_are_taken_than_may_be_unanswered() -> None:
+    """A few large commands are as much as thousands of small ones."""
+
+    async def main() -> World:
+        weight = len(a_command("s10").model_dump_json(exclude_none=True))
+        async with running(a_world(max_in_hand_bytes=5 * weight, concurrency=2)) as world:
+            world.results.go_mute()
+            for step in range(20):
+                world.send(a_command(f"s{step}"))
+            await asyncio.sleep(5)
+            assert len(world.witness.started) <= 8
+            world.results.speak()
+            await asyncio.sleep(60)
+            assert world.worker._bytes == 0
+        return world
+
+    assert len(run(main()).witness.started) == 20
+
+
 def test_before_a_partition_goes_its_commands_are_leased_acknowledged_and_committed() -> None:
     """The next owner starts behind them, and nothing runs twice."""
 

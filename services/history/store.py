@@ -18,8 +18,8 @@ _SCRIPT_RUNS: Final = 200
 
 # KEYS: the runs' hashes. ARGV, of one run after the other: its last seq, seconds to live, its channel, what to tell it,
 # how many arguments follow, then fields and values, `seq` among them.
-# Answers for each run the seq that its snapshot had before (0 if it is no number), or that its key is no hash. A thousand
-# fields at a time: Lua's stack holds 8,000 arguments.
+# Answers for each run the seq that its snapshot had before (0 if it is no number), or that its key is no hash. A
+# thousand fields at a time: Lua's stack holds 8,000 arguments.
 _OVERWRITE: Final = """
 local answers, at = {}, 1
 for run, key in ipairs(KEYS) do

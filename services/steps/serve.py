@@ -1,12 +1,16 @@
 """A step service, from its step type: the one place that wires a worker to Kafka and Redis."""
 
 import asyncio
-from contextlib import AsyncExitStack
+import faulthandler
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Final, NoReturn
 from uuid import uuid4
 
 from anabranch.services.steps.announcing import Announcing
+from anabranch.services.steps.guard import failure_of
 from anabranch.services.steps.invoke import invoker
 from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl
 from anabranch.services.steps.metrics import WorkerMetrics
@@ -14,6 +18,7 @@ from anabranch.services.steps.redis_memory import RedisMemory
 from anabranch.services.steps.settings import StepServiceSettings
 from anabranch.services.steps.step_type import StepType
 from anabranch.services.steps.worker import Worker
+from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEP_TYPES, STEPS, Topic
 from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
@@ -21,6 +26,7 @@ from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Deadline, Service, run_service
 
 _KAFKA_WITHIN_S: Final = 60.0
+_GONE_WITHIN_S: Final = 0.8  # of a worker that failed: a second, with what it takes to notice
 _LOOK_AGAIN_S: Final = 0.5  # for topics that other services create
 _OF_OTHERS: Final = (INBOX, CONTROL, STEP_TYPES, DEAD_LETTERS)
 
@@ -30,6 +36,7 @@ def serve(step_type: StepType[Any, Any], settings: StepServiceSettings | None = 
 
     Settings come from the environment unless given; docs/step-services.md lists them.
     """
+    faulthandler.enable()  # a crash of native code shows the handler's stack
     run_service(f"steps.{step_type.name}", settings or StepServiceSettings(), partial(run_step_service, step_type))
 
 
@@ -68,11 +75,53 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
             settings=numbers,
             facts=WorkerMetrics(step_type.name, service.registry),
             invoke=await stack.enter_async_context(invoker(step_type, numbers.concurrency)),
-            resource=await stack.enter_async_context(step_type.lifespan()) if step_type.lifespan else None,
+            resource=await stack.enter_async_context(_resource_of(step_type, service)),
         )
         service.ready_when("membership", lambda: commands.is_member or "waiting for its share of the commands")
+        service.ready_when("taking", lambda: worker.is_taking or "takes no commands")
+        service.in_hand = worker.in_hand
         waits_for.nothing()
-        await worker.run(service.stopping)
+        try:
+            await worker.run(service.stopping)
+        except BaseException as error:
+            service.end_within(_GONE_WITHIN_S, error)  # the group is told if that can be done quickly
+            raise
+
+
+class LifespanFailed(AnabranchError):
+    """A step type's lifespan raised: there is nothing to serve with."""
+
+
+@asynccontextmanager
+async def _resource_of(step_type: StepType[Any, Any], service: Service[Any]) -> AsyncIterator[Any]:
+    """Open and close what a step type's handlers share. Whatever that raises ends the service, in one line."""
+    if step_type.lifespan is None:
+        yield None
+        return
+    try:
+        lifespan = step_type.lifespan()
+        resource = await lifespan.__aenter__()
+    except BaseException as error:
+        _blame_lifespan(error, step_type, service)
+        raise
+    try:
+        yield resource
+    finally:
+        try:
+            await lifespan.__aexit__(*sys.exc_info())
+        except BaseException as error:
+            _blame_lifespan(error, step_type, service)
+            raise
+
+
+def _blame_lifespan(error: BaseException, step_type: StepType[Any, Any], service: Service[Any]) -> None:
+    """Raise what is to be said instead of an error of a lifespan, unless that is how the service is told to end."""
+    if service.is_failing and issubclass(type(error), asyncio.CancelledError):
+        return
+    failure = failure_of(error)
+    failed = LifespanFailed(f"the lifespan of {step_type.name} raised {failure.error_type}: {failure.message}")
+    service.end_within(_GONE_WITHIN_S, failed)
+    raise failed from error
 
 
 class _Waiting:

@@ -180,7 +180,8 @@ class Worker(Generic[In, Out]):
     @property
     def is_taking(self) -> bool:
         """Whether commands were asked for lately; a full worker asks too."""
-        return not self._is_going_down and self._loop.time() - self._asked_at < _TAKES_EVERY * self._settings.poll_s
+        now_s = asyncio.get_running_loop().time()
+        return not self._is_going_down and now_s - self._asked_at < _TAKES_EVERY * self._settings.poll_s
 
     def in_hand(self) -> list[str]:
         """Return the attempts whose handler runs: who is suspect if the process ends now."""

@@ -6,7 +6,8 @@
 0.
 
 An error out of `main`, `fail(error)`, and an overrun of the time are exit code 1, each with one line that says why. A
-second signal ends the process at once.
+second signal ends the process at once, and so does whatever stops the event loop from within: nothing can be finished
+without it.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
@@ -24,6 +25,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
 
+from anabranch.shared.contracts.text import writable
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.log import configure_logging, get_logger
 from anabranch.shared.runtime.metrics import new_registry
@@ -65,6 +67,8 @@ class Service(Generic[SettingsT]):
         self.stopping = asyncio.Event()
         self.deadline: Deadline | None = None
         self.port: int | None = None
+        self.in_hand: Callable[[], Sequence[str]] = tuple
+        """What is named if the process ends before its time: who may have done it."""
         self._readiness = Readiness()
         self._readiness.add("service", self._is_running)
         self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -83,6 +87,23 @@ class Service(Generic[SettingsT]):
         if not self._failed.done():
             _end_anyway(_FAIL_TIMEOUT_S)
             self._failed.set_result(error)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether `fail` was called: `main` is cancelled because of it."""
+        return self._failed.done()
+
+    def end_within(self, timeout_s: float, error: BaseException) -> None:
+        """End the process with exit code 1 when so much time is over: `main` has failed, and closes what it can."""
+        in_hand = self.in_hand()
+
+        def end() -> None:
+            _say_why(self, error, in_hand)
+            _exit_now(_FAILED)
+
+        timer = threading.Timer(timeout_s, end)
+        timer.daemon = True
+        timer.start()
 
     def stop(self) -> None:
         """Begin to stop, as SIGTERM does."""
@@ -142,7 +163,14 @@ def run_service(
     configure_logging(name, settings)
     _tune_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(_live(name, settings, main, app))
+        living: list[Service[SettingsT]] = []
+        try:
+            code = runner.run(_live(living, name, settings, main, app))
+        except BaseException as error:  # the loop was stopped from within: it would not run to close anything
+            for service in living:
+                _say_why(service, error, service.in_hand())
+                _exit_now(_FAILED)
+            raise
     sys.exit(code)
 
 
@@ -153,8 +181,15 @@ def _tune_collector() -> None:
     gc.set_threshold(_COLLECT_AFTER, 20, 50)
 
 
-async def _live(name: str, settings: SettingsT, main: Main[SettingsT], app: AppFactory[SettingsT] | None) -> int:
+async def _live(
+    living: list[Service[SettingsT]],
+    name: str,
+    settings: SettingsT,
+    main: Main[SettingsT],
+    app: AppFactory[SettingsT] | None,
+) -> int:
     service = Service(name, settings)
+    living.append(service)
     _listen_to_signals(service)
     _report_unknown_names(service)
     try:
@@ -259,9 +294,20 @@ def _report_unknown_names(service: Service[SettingsT]) -> None:
         service.log.warning("settings that this service does not know", names=unknown)
 
 
-def _say_why(service: Service[SettingsT], error: BaseException) -> None:
-    causes = [f"{type(leaf).__name__}: {leaf}" for leaf in _leaves(error)]
-    service.log.error("failed", why="; ".join(causes), exc_info=error)
+def _say_why(service: Service[SettingsT], error: BaseException, in_hand: Sequence[str] = ()) -> None:
+    why = "; ".join(f"{type(leaf).__name__}: {_words(leaf)}" for leaf in _leaves(error))
+    suspects = {"in_hand": in_hand} if in_hand else {}
+    try:
+        service.log.error("failed", why=why, exc_info=error, **suspects)
+    except BaseException:  # noqa: BLE001  an exception of somebody else's that cannot be shown: it is said all the same
+        service.log.error("failed", why=why, **suspects)  # noqa: TRY400  showing it is what failed
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return writable(str(error))
+    except BaseException:  # noqa: BLE001  as above
+        return "(it has no text)"
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -234,3 +234,47 @@ def test_taken_port_is_said(run: Any) -> None:
 def test_misspelt_setting_is_reported(run: Any) -> None:
     service = run(WAITS, ANABRANCH_TOPIC_PREFIXX="a")
     assert service.line("settings that this service does not know")["names"] == ["ANABRANCH_TOPIC_PREFIXX"]
+
+
+@pytest.mark.parametrize(
+    ("misdeed", "why"),
+    [
+        ("asyncio.get_running_loop().stop()", "RuntimeError: Event loop stopped before Future completed."),
+        ("tasks.append(asyncio.create_task(leave()))", "SystemExit: 3"),
+        ("asyncio.get_running_loop().call_soon(interrupt)", "KeyboardInterrupt: "),
+        ("[task.cancel() for task in asyncio.all_tasks()]", "CancelledError: "),
+        ("service.end_within(0.2, OSError('no more'))", "OSError: no more"),
+    ],
+)
+def test_a_service_whose_loop_is_stopped_from_within_ends_at_once_and_names_what_was_in_hand(
+    run: Any, misdeed: str, why: str
+) -> None:
+    """What does not end of itself in a minute would hold it otherwise: the loop, a task, a thread."""
+    service = run(
+        f"""
+        import sys, threading
+        tasks = []
+        async def leave():
+            sys.exit(3)
+        def interrupt():
+            raise KeyboardInterrupt
+        async def holds():
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    pass
+        async def main(service):
+            service.in_hand = lambda: ["r/s/1"]
+            tasks.append(asyncio.create_task(holds()))
+            threading.Thread(target=threading.Event().wait, args=(60,)).start()
+            asyncio.get_running_loop().call_later(0.1, lambda: misdeed(service))
+            await asyncio.sleep(60)
+        def misdeed(service):
+            {misdeed}
+        run_service("x", Settings(), main)
+        """
+    )
+    line = service.line("failed")
+    assert (line["why"], line["in_hand"]) == (why, ["r/s/1"])
+    assert service.exit_code() == 1

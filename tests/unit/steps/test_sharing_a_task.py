@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 
+import pytest
+
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.step_type import StepType, step_type
+from anabranch.services.steps.worker import CancelledByStranger
 
-from .fakes import Echo, FakeResults, Order, World, a_command, a_world, running
+from .fakes import RUN, Echo, FakeResults, Order, World, a_command, a_world, running
 from .virtual import run
 
 Act = Callable[[Order, StepContext], Awaitable[None]]
@@ -128,3 +131,64 @@ def test_when_the_worker_goes_down_nothing_more_begins_of_what_came_together() -
     assert isinstance(error, BaseExceptionGroup)
     assert error.subgroup(RuntimeError) is not None
     assert began == ["a"]
+
+
+def test_a_handler_that_cancels_its_own_task_fails_its_attempt_and_no_other() -> None:
+    """Nobody asked for that cancellation, so it is the handler's own doing: its step is not queued for ever."""
+
+    async def act(order: Order, context: StepContext) -> None:
+        if context.step == "b":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        await asyncio.sleep(0.01)
+
+    world = run(served(act))
+    assert sorted(str(result) for _, result in world.results.results()) == [
+        "CancelledError", "{'text': 'a'}", "{'text': 'c'}", "{'text': 'd'}",
+    ]  # fmt: skip
+
+
+def test_a_handler_that_cancels_its_neighbours_fails_their_attempts() -> None:
+    """They may be retried; none is left without an answer."""
+
+    async def act(order: Order, context: StepContext) -> None:
+        if context.step == "d":
+            for task in asyncio.all_tasks():
+                if task.get_name().startswith(RUN):
+                    task.cancel()
+        await asyncio.sleep(0.1)
+
+    world = run(served(act))
+    assert [result for _, result in world.results.results()] == ["CancelledError"] * len(STEPS)
+
+
+def test_a_handler_that_cancels_the_workers_own_tasks_ends_the_worker() -> None:
+    """Nothing can be relied on then: better a new process than one that takes nothing."""
+
+    async def act(order: Order, context: StepContext) -> None:
+        for task in asyncio.all_tasks():
+            if task.get_name() == "worker: take commands":
+                task.cancel()
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        run(served(act))
+    assert caught.value.subgroup(CancelledByStranger) is not None
+
+
+def test_a_coroutine_that_is_thrown_away_answers_nothing() -> None:
+    """Its loop is gone, for instance, and the garbage collector closes it: that is no failure of the attempt."""
+    world = a_world()
+
+    async def main() -> None:
+        async with running(world):
+            world.send(a_command("a", sleep_s=60))
+            await asyncio.sleep(0.1)
+            (task,) = (task for task in asyncio.all_tasks() if task.get_name().startswith(RUN))
+            coroutine = task.get_coro()
+            assert coroutine is not None
+            coroutine.close()
+
+    with pytest.raises(ExceptionGroup, match="TaskGroup"):  # a task whose coroutine was closed by another
+        run(main())
+    assert world.results.results() == []

@@ -1,6 +1,7 @@
 """Small random pipelines, and what clients ask of them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -12,6 +13,7 @@ from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.step_type import StepType, step_type
 from anabranch.shared.contracts.errors import RetryableError, TerminalError
 from anabranch.shared.contracts.ids import run_id_for_key
+from anabranch.shared.contracts.limits import MAX_NESTING, MAX_STEP_OUTPUT_BYTES
 from anabranch.shared.contracts.messages import RunSettings, SubmitRun
 
 from .witness import Witness
@@ -34,6 +36,7 @@ class Order(BaseModel):
     is_terminal: bool = False
     kills_first: int = 0  # so often it takes its worker down with it
     given: Any = None
+    odd: str = ""  # what it gives is not what a run can hold: one of `ODD`
 
 
 class Done(BaseModel):
@@ -43,6 +46,22 @@ class Done(BaseModel):
     given: Any = None
 
 
+def _nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+ODD: Mapping[str, Any] = {
+    "deep": _nested(70),
+    "deeper": _nested(253),
+    "at the limit": _nested(MAX_NESTING - 1),
+    "large": "x" * (MAX_STEP_OUTPUT_BYTES + 1),
+    "surrogate": "\udcff",
+}
+
+
 async def _work(order: Order, context: StepContext) -> Done:
     witness: Witness = context.resource
     number = await witness.handler(context, order.sleep_s, order.kills_first)
@@ -50,7 +69,7 @@ async def _work(order: Order, context: StepContext) -> Done:
         raise TerminalError(f"{context.step} never works")
     if context.attempt <= order.fail_first:
         raise RetryableError(f"{context.step} does not work yet")
-    return Done(number=number, given=order.given)
+    return Done(number=number, given=ODD[order.odd] if order.odd else order.given)
 
 
 def work() -> StepType[Order, Done]:
@@ -100,7 +119,10 @@ def _definition(number: int) -> str:
 def _step(random: Random, name: str, before: list[str]) -> dict[str, Any]:
     needs = sorted(random.sample(before, min(len(before), random.choice((0, 1, 1, 2)))))
     if random.random() < 0.15:
-        return {"uses": "transform", "needs": needs, "with": {"value": {"from": name}}}
+        value: Any = {"from": name}
+        if needs and random.random() < 0.3:
+            value = f"${{{{ [[[[[[steps.{needs[0]}.output]]]]]] }}}}"  # of one at the limit: too deep
+        return {"uses": "transform", "needs": needs, "with": {"value": value}}
     order: dict[str, Any] = {"sleep_s": _sleep_s(random), **_trouble(random)}
     step: dict[str, Any] = {"uses": USES, "needs": needs, "with": order, "continue_on_error": random.random() < 0.3}
     if "fail_first" in order:
@@ -123,6 +145,8 @@ def _trouble(random: Random) -> dict[str, Any]:
         return {"is_terminal": True}
     if kind < 0.33:
         return {"kills_first": random.choice((1, 1, 2, 99))}
+    if kind < 0.38:
+        return {"odd": random.choice(sorted(ODD))}
     return {}
 
 

@@ -142,11 +142,11 @@ async def validate(url: str, file: PipelineFile) -> int:
 
 def validate_offline(file: PipelineFile) -> tuple[Fault, ...]:
     """Return what is wrong with a pipeline as far as can be said without knowing which step types are served."""
-    from anabranch.shared.contracts import validation  # noqa: PLC0415 - loads the CEL engine, which only this needs
+    from anabranch.shared.contracts import report, validation  # noqa: PLC0415 - load the CEL engine, for this alone
 
     try:
         validation.validate_pipeline(file.source)
-    except validation.InvalidPipeline as error:
+    except report.InvalidPipeline as error:
         return tuple(Fault(pointer=e.pointer, message=e.message, line=e.line, column=e.column) for e in error.errors)
     return ()
 

@@ -11,9 +11,9 @@ from aiokafka.structs import RecordMetadata
 
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.problems import Kind, ProblemError
+from anabranch.services.gateway.reading import Submission
 from anabranch.services.gateway.reads import AcceptedRuns, KnownKey, ReadsUnavailable, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
-from anabranch.services.gateway.submissions import Submission
 from anabranch.shared.contracts.bounded import BoundedMemory
 from anabranch.shared.contracts.codec import Headers, encode, trace_id_or
 from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES
@@ -137,7 +137,7 @@ class Intake:
         message = SubmitRun(
             run_id=run_id,
             tenant=self._settings.default_tenant,
-            definition=submission.pipeline.canonical,
+            definition=submission.definition.canonical,
             inputs=submission.inputs,
             labels=submission.labels,
             body_hash=body_hash,

@@ -13,12 +13,12 @@ async def validate(request: web.Request) -> web.Response:
     media_type = media_type_of(request)
     if not request.app[keys.STEP_TYPES].complete:
         raise unavailable("The step types are still being read.", retry_after_s=1)
-    pipeline = await request.app[keys.READER].definition(await request.app[keys.BODIES].read(request), media_type)
+    definition = await request.app[keys.READER].definition(await request.app[keys.BODIES].read(request), media_type)
     document = {
         "valid": True,
-        "name": pipeline.spec.name,
-        "steps": len(pipeline.spec.steps),
-        "content_hash": pipeline.content_hash,
+        "name": definition.name,
+        "steps": len(definition.steps),
+        "content_hash": definition.content_hash,
     }
     return web.Response(body=orjson.dumps(document), content_type="application/json")
 

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from anabranch.services.gateway.metrics import GatewayMetrics
-from anabranch.services.gateway.submissions import Submission
+from anabranch.services.gateway.reading import Submission
 from anabranch.shared.contracts.bounded import BoundedMemory
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import MIB
@@ -73,14 +73,14 @@ class AcceptedRuns:
         if known is None:
             return None
         submission, at_ms = known
-        spec = submission.pipeline.spec
+        definition = submission.definition
         body = accepted_document(
             run_id,
-            pipeline=spec.name,
+            pipeline=definition.name,
             tenant=self._tenant,
             inputs=submission.inputs,
             labels=submission.labels,
-            steps={name: step.uses for name, step in spec.steps.items()},
+            steps=definition.steps,
             created_at=rfc3339(at_ms),
         )
         return RunView(ACCEPTED, body)

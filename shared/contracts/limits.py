@@ -22,6 +22,15 @@ MAX_LABEL_CHARS: Final = 256
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
 MAX_INTEGER: Final = 2**63 - 1
 
+# What it may cost to check a submission, in units of about 0.1 µs, estimated before the work is done (weights.py): a
+# definition of 10,000 steps with an expression of its own each has 20 million. A count, the same on every machine.
+MAX_CHECKING_COST: Final = 50_000_000
+MAX_CHECKING_COST_IN_LINE: Final = 300_000  # on the gateway's loop: at most 30 ms in which nobody else is answered
+MAX_SCHEMA_COST: Final = 2_000_000  # to compile one schema: 50,000 keywords, or 300,000 states of patterns
+MAX_SCHEMA_WEIGHT: Final = 100_000  # keywords that apply to one value, with `$ref` followed; thousands are already odd
+MAX_PROBLEMS: Final = 100  # listed of what is wrong, others are counted: nobody reads more, and answers have a size
+MAX_POINTER_CHARS: Final = 1_000  # of a place that is named; beyond, it is the nearest one around it
+
 # What an expression may do.
 MAX_EXPRESSION_CHARS: Final = 4 * KIB
 MAX_EXPRESSION_TREE_BYTES: Final = 256 * KIB  # checked, as protobuf: plain ones have 100 KiB, nested optMap doubles

@@ -7,7 +7,7 @@ JSON is RFC 8259 without duplicate keys. YAML is 1.2 with the core schema (yaml.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -25,7 +25,7 @@ from yaml.events import (
 )
 
 from anabranch.shared.contracts.errors import AnabranchError
-from anabranch.shared.contracts.limits import MAX_BODY_BYTES, MAX_INTEGER, MAX_NESTING
+from anabranch.shared.contracts.limits import MAX_BODY_BYTES, MAX_INTEGER, MAX_NESTING, MAX_POINTER_CHARS
 
 Position = tuple[int, int]  # line and column, both from 1
 
@@ -42,6 +42,14 @@ class SourceError(AnabranchError):
         self.message = message
         self.line = line
         self.column = column
+
+
+@dataclass(slots=True)
+class Place:
+    """Line and column of a value, and the places of the values in it by their key or index as a text."""
+
+    position: Position
+    below: dict[str, "Place"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,25 +73,27 @@ class Source:
         return Source(value, self.text, self.is_yaml, self.base + pointer_to(*path), self._whole or self)
 
     @cached_property
-    def positions(self) -> Mapping[str, Position]:
-        """Line and column of every value of the body, by JSON Pointer."""
+    def _places(self) -> "Place | None":
+        """The place of the body's value, with those of all values in it."""
         if self._whole is not None:
-            return self._whole.positions
+            return self._whole._places
         if not self.text:
-            return {}
+            return None
         if not self.is_yaml:
-            return _json_positions(self.text)
-        reader = _YamlReader(self.text, with_positions=True)
+            return _json_places(self.text)
+        reader = _YamlReader(self.text, with_places=True)
         reader.read()
-        return reader.positions
+        return reader.place
 
     def position(self, pointer: str) -> Position | None:
         """Return where the value stands, or else the nearest value around it."""
-        while pointer not in self.positions:
-            if not pointer:
-                return None
-            pointer = pointer.rpartition("/")[0]
-        return self.positions[pointer]
+        place = self._places
+        for part in pointer.split("/")[1:] if place is not None else ():
+            below = None if place is None else place.below.get(part.replace("~1", "/").replace("~0", "~"))
+            if below is None:
+                break
+            place = below
+        return None if place is None else place.position
 
     def position_in(self, pointer: str, text: str, offset: int) -> Position | None:
         """Return where a character of a string stands: exactly, if its line reads like the string up to there."""
@@ -103,6 +113,13 @@ class Source:
 def pointer_to(*parts: str | int) -> str:
     """Return the JSON Pointer (RFC 6901) of a path."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def nearest_pointer(pointer: str) -> str:
+    """Return the pointer, or that of the nearest value around it which is not too long to be named."""
+    while len(pointer) > MAX_POINTER_CHARS:
+        pointer = pointer.rpartition("/")[0]
+    return pointer
 
 
 def parse_source(body: bytes, media_type: str = "application/json") -> Source:
@@ -168,10 +185,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(literal: str, base: int = 10) -> int:
-    if (
-        len(literal.lstrip("+-0")) > _MAX_DIGITS * 2
-        or not -MAX_INTEGER - 1 <= (value := int(literal, base)) <= MAX_INTEGER
-    ):
+    digits = literal.lstrip("+-0") or "0"
+    value = 2 * MAX_INTEGER if len(digits) > _MAX_DIGITS * 2 else int(digits, base)
+    value = -value if literal.startswith("-") else value
+    if not -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
         raise _RefusedError(f"the integer {literal[:40]} does not fit in 64 bits", literal)
     return value
 
@@ -234,10 +251,10 @@ def _json_position_of(text: str, literal: str | None) -> Position | tuple[None, 
     return None, None
 
 
-def _json_positions(text: str) -> dict[str, Position]:
-    """Return the position of every value of a text that is known to be JSON."""
-    positions: dict[str, Position] = {}
-    frames: list[_JsonFrame] = []
+def _json_places(text: str) -> Place | None:
+    """Return the place of a text that is known to be JSON, with those of every value in it."""
+    root = Place((1, 1))
+    frames = [_JsonFrame(root, in_object=False)]
     line, line_start, seen = 1, 0, 0
     for match in _JSON_TOKEN.finditer(text):
         lexeme, start = match.group(), match.start()
@@ -245,38 +262,35 @@ def _json_positions(text: str) -> dict[str, Position]:
         if newlines:
             line, line_start = line + newlines, text.rfind("\n", seen, start) + 1
         seen = start
-        _json_token(lexeme, frames, positions, (line, start - line_start + 1))
-    return positions
+        _json_token(lexeme, frames, (line, start - line_start + 1))
+    return root.below.get("0")
 
 
 @dataclass(slots=True)
 class _JsonFrame:
-    pointer: str
+    place: Place
     in_object: bool
     key: str | None = None
-    index: int = 0
 
-    def below(self) -> str:
-        if self.in_object:
-            return self.pointer + pointer_to(self.key or "")
-        self.index += 1
-        return self.pointer + pointer_to(self.index - 1)
+    def put(self, place: Place) -> None:
+        part = (self.key or "") if self.in_object else str(len(self.place.below))
+        self.place.below[part] = place
 
 
-def _json_token(lexeme: str, frames: list[_JsonFrame], positions: dict[str, Position], at: Position) -> None:
+def _json_token(lexeme: str, frames: list[_JsonFrame], at: Position) -> None:
     if lexeme in ("}", "]"):
         frames.pop()
     elif lexeme == ",":
         frames[-1].key = None
     elif lexeme != ":":
-        frame = frames[-1] if frames else None
-        if frame and frame.in_object and frame.key is None:
+        frame = frames[-1]
+        if frame.in_object and frame.key is None:
             frame.key = json.loads(lexeme)
             return
-        pointer = frame.below() if frame else ""
-        positions[pointer] = at
+        place = Place(at)
+        frame.put(place)
         if lexeme in ("{", "["):
-            frames.append(_JsonFrame(pointer, lexeme == "{"))
+            frames.append(_JsonFrame(place, lexeme == "{"))
 
 
 # ---- YAML ----------------------------------------------------------------------------------------------------------
@@ -290,6 +304,16 @@ _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0
 _NOT_FINITE: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _MAY_BE_NUMBER: Final = frozenset("-+.0123456789")
 _NO_KEY: Final = object()
+
+
+_PROLOGUE: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n|%[^\n]*\n)*")
+
+
+def _check_directives(text: str) -> None:
+    """Refuse what libyaml compares with one another, each with all before it, before it says a word."""
+    directives = list(re.finditer(r"^%", _PROLOGUE.match(text)[0], re.MULTILINE))  # type: ignore[index]  # may be empty
+    if len(directives) > 1:
+        raise SourceError("only YAML 1.2 without %TAG is read", *_position_at(text, directives[1].start()))
 
 
 def _plain(text: str) -> Any:
@@ -321,7 +345,7 @@ class _Frame:
 
     container: dict[str, Any] | list[Any]
     anchor: str | None
-    pointer: str
+    place: Place | None
     key: Any = _NO_KEY
     height: int = 1
     weight: int = 1
@@ -339,18 +363,19 @@ class _Anchored:
 class _YamlReader:
     """Builds one value from libyaml's events, without recursion."""
 
-    def __init__(self, text: str, *, with_positions: bool = False) -> None:
+    def __init__(self, text: str, *, with_places: bool = False) -> None:
         self._text = text
-        self._with_positions = with_positions
+        self._with_places = with_places
         self._frames: list[_Frame] = []
         self._anchors: dict[str, _Anchored | None] = {}  # None while the anchored value is still open
         self._expanded = 0
         self._result: Any = None
-        self.positions: dict[str, Position] = {}
+        self.place: Place | None = None
 
     def read(self) -> Any:
         """Return the document's value. Raises `SourceError`."""
         documents = 0
+        _check_directives(self._text)
         for event in self._events():
             match event:
                 case ScalarEvent():
@@ -474,25 +499,22 @@ class _YamlReader:
         frame.key = key
         frame.weight += 1 + len(key)
 
-    def _add(self, value: Any, event: Any) -> str:
-        """Put the value into the open container and return its pointer, empty unless positions are asked for."""
-        pointer = ""
-        if self._frames:
-            frame = self._frames[-1]
-            frame.weight += 1 + len(value) if isinstance(value, str) else 1
-            if self._with_positions:
-                part = frame.key if isinstance(frame.container, dict) else len(frame.container)
-                pointer = frame.pointer + pointer_to(part)
-            if isinstance(frame.container, dict):
-                frame.container[frame.key] = value
-                frame.key = _NO_KEY
-            else:
-                frame.container.append(value)
+    def _add(self, value: Any, event: Any) -> Place | None:
+        """Put the value into the open container and return its place, None unless places are asked for."""
+        place = Place(_place(event)) if self._with_places else None
+        if not self._frames:
+            self._result, self.place = value, place
+            return place
+        frame = self._frames[-1]
+        frame.weight += 1 + len(value) if isinstance(value, str) else 1
+        if place is not None and frame.place is not None:
+            frame.place.below[frame.key if isinstance(frame.container, dict) else str(len(frame.container))] = place
+        if isinstance(frame.container, dict):
+            frame.container[frame.key] = value
+            frame.key = _NO_KEY
         else:
-            self._result = value
-        if self._with_positions:
-            self.positions[pointer] = _place(event)
-        return pointer
+            frame.container.append(value)
+        return place
 
 
 def _place(event: Any) -> Position:

@@ -4,7 +4,7 @@ The checks read the raw value, not the model, so that a slip in one step does no
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -14,9 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from anabranch.shared.contracts import needs as graph
 from anabranch.shared.contracts import spec as models
-from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.expressions import canonical_json, split_text
-from anabranch.shared.contracts.limits import MAX_EXPRESSION_CHARS, MAX_INPUTS_BYTES
+from anabranch.shared.contracts.limits import MAX_EXPRESSION_CHARS, MAX_INPUTS_BYTES, MAX_NAME_CHARS, MAX_POINTER_CHARS
 from anabranch.shared.contracts.programs import (
     CONDITION,
     PIPELINE,
@@ -26,11 +25,12 @@ from anabranch.shared.contracts.programs import (
     Program,
     compile_expression,
     dashed_step,
-    suggestion,
 )
+from anabranch.shared.contracts.report import Budget, InvalidInputs, InvalidPipeline, Report
 from anabranch.shared.contracts.schemas import Schema, SchemaError, Violation, compile_schema
-from anabranch.shared.contracts.source import Position, Source, pointer_to
+from anabranch.shared.contracts.source import Source, pointer_to
 from anabranch.shared.contracts.spec import PipelineSpec, parse_spec
+from anabranch.shared.contracts.weights import expression_cost
 
 InputSchema = dict[str, Any]  # the JSON Schema of a step type's `with`
 
@@ -54,34 +54,6 @@ NOT_YET_STEP: Final = (
     "concurrency",
 )
 
-_MAX_PROBLEMS: Final = 1_000  # nobody reads more, and an answer has a size
-_MAX_COMPARISONS: Final = 100_000  # of names, for suggestions: about half a second
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong: where (JSON Pointer; line and column from 1), and what to do."""
-
-    pointer: str
-    message: str
-    line: int | None = None
-    column: int | None = None
-
-
-class _InvalidError(AnabranchError):
-    def __init__(self, errors: list[Problem]) -> None:
-        first = f"{errors[0].pointer}: {errors[0].message}"
-        super().__init__(first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)")
-        self.errors = errors
-
-
-class InvalidPipeline(_InvalidError):
-    """A definition that is refused, with everything that is wrong with it."""
-
-
-class InvalidInputs(_InvalidError):
-    """Inputs that do not fit a pipeline, with everything that is wrong with them."""
-
 
 @dataclass(frozen=True, slots=True)
 class ValidPipeline:
@@ -92,90 +64,60 @@ class ValidPipeline:
     content_hash: str
 
 
-def validate_pipeline(source: Source, *, step_types: Mapping[str, InputSchema] | None = None) -> ValidPipeline:
+def validate_pipeline(
+    source: Source, *, step_types: Mapping[str, InputSchema] | None = None, budget: Budget | None = None
+) -> ValidPipeline:
     """Return the definition that a source holds. `step_types` is the `with` schema by type; None checks no types.
 
-    Raises `InvalidPipeline`.
+    Raises `InvalidPipeline`, and of that `TooCostly` when the budget does not suffice.
     """
-    report = _Report(source)
+    report = Report(source, budget)
     spec, canonical = _check_shape(source.value, report)
     if isinstance(source.value, dict):
         _Checker(_Draft(source.value), report, step_types).run()
     if report.problems or spec is None:
-        raise InvalidPipeline(report.sorted())
+        raise InvalidPipeline(report.sorted(), report.more)
     return ValidPipeline(spec, canonical, hashlib.sha256(canonical.encode()).hexdigest())
 
 
-def validate_inputs(spec: PipelineSpec, inputs: Any, *, source: Source | None = None) -> dict[str, Any]:
-    """Return the inputs with defaults filled in, in the order of the definition.
+def validate_inputs(
+    declared: Mapping[str, dict[str, Any]], inputs: Any, *, source: Source | None = None, budget: Budget | None = None
+) -> dict[str, Any]:
+    """Return the inputs with defaults filled in, in the order in which the definition declares them.
 
-    Raises `InvalidInputs`, with pointers below `/inputs`; `source` is the body that has them, for line and column.
+    Raises `InvalidInputs`, with pointers below `/inputs`, and of that `TooCostly` when the budget does not suffice;
+    `source` is the body that has them, for line and column.
     """
-    report = _Report(Source(None) if source is None else source)
+    report = Report(Source(None) if source is None else source, budget)
     given = {} if inputs is None else inputs
     if not isinstance(given, dict):
         report.add("/inputs", "inputs are a map of name to value")
-        raise InvalidInputs(report.sorted())
-    for name in given.keys() - spec.inputs.keys():
-        near = report.suggest(name, spec.inputs)
+        raise InvalidInputs(report.sorted(), report.more)
+    for name in sorted(given.keys() - declared.keys()):
+        near = report.suggest(name, declared)
         report.add("/inputs" + pointer_to(name), f"the pipeline has no input {name[:80]!r}{near}")
-    resolved = {
-        name: value for name, schema in spec.inputs.items() for value in _input_value(name, schema, given, report)
-    }
+    resolved = {name: value for name, schema in declared.items() for value in _input_value(name, schema, given, report)}
     if len(canonical_json(resolved)) > MAX_INPUTS_BYTES:
         report.add("/inputs", f"the inputs weigh more than {MAX_INPUTS_BYTES} bytes")
     if report.problems:
-        raise InvalidInputs(report.sorted())
+        raise InvalidInputs(report.sorted(), report.more)
     return resolved
 
 
-def _input_value(name: str, schema: dict[str, Any], given: dict[str, Any], report: "_Report") -> Iterator[Any]:
+def _input_value(name: str, schema: dict[str, Any], given: dict[str, Any], report: "Report") -> Iterator[Any]:
     if name in given:
-        for violation in compile_schema(schema).violations(given[name]):
+        pointer = pointer_to("inputs", name)
+
+        def spend(units: int) -> None:
+            report.spend(units, pointer, f"the input {name!r}")
+
+        for violation in compile_schema(schema, spend).violations(given[name], spend):
             report.add(pointer_to("inputs", name, *violation.path), violation.message)
         yield given[name]
     elif "default" in schema:
         yield schema["default"]
     else:
         report.add("/inputs", f"the input {name!r} is missing and has no default")
-
-
-# ---- Collecting ----------------------------------------------------------------------------------------------------
-
-
-class _Report:
-    """The problems found so far."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._comparisons = 0
-        self.problems: dict[tuple[str, str], Position | None] = {}
-
-    def add(self, pointer: str, message: str, text: str | None = None, offset: int = 0) -> None:
-        """Note a problem; `text` and `offset` name a character in the string at the pointer."""
-        key = (self._source.base + pointer, message)
-        if len(self.problems) >= _MAX_PROBLEMS or key in self.problems:
-            return
-        if text is None:
-            self.problems[key] = self._source.position(key[0])
-        else:
-            self.problems[key] = self._source.position_in(key[0], text, offset)
-
-    def suggest(self, name: str, known: Collection[str]) -> str:
-        """Return `; did you mean 'x'?` or nothing. Gives up after so many comparisons in all."""
-        self._comparisons += len(known)
-        if self._comparisons > _MAX_COMPARISONS:
-            return ""
-        return suggestion(name[:100], list(known))
-
-    def sorted(self) -> list[Problem]:
-        """Return the problems in the order of the text."""
-        found = [
-            Problem(pointer, message, *(place or (None, None))) for (pointer, message), place in self.problems.items()
-        ]
-        if len(found) >= _MAX_PROBLEMS:
-            found.append(Problem(self._source.base, f"only the first {_MAX_PROBLEMS} problems are listed"))
-        return sorted(found, key=lambda p: (p.line or 0, p.column or 0, p.pointer, p.message))
 
 
 # ---- The shape -----------------------------------------------------------------------------------------------------
@@ -187,6 +129,9 @@ _MODELS: Final[Mapping[str, type[BaseModel]]] = {
     "concurrency": models.ConcurrencySpec,
     "defaults": models.DefaultsSpec,
 }
+_SHAPE: Final = 2  # units of cost for each character of a definition, and for each thing that is wrong with it:
+_SHAPE_ERROR: Final = 60
+_MAX_SHOWN_NAME: Final = 4 * MAX_NAME_CHARS  # of a name that is too long: it is shown with all that is wrong below it
 _WORDS: Final = {
     "string_pattern_mismatch": "does not match {pattern}",
     "string_type": "must be a text",
@@ -205,17 +150,35 @@ _WORDS: Final = {
 }
 
 
-def _check_shape(value: Any, report: _Report) -> tuple[PipelineSpec | None, str]:
+def _check_shape(value: Any, report: Report) -> tuple[PipelineSpec | None, str]:
     canonical = orjson.dumps(value).decode()  # in the author's order: steps are shown and dispatched in it
+    if _has_endless_names(value, report):
+        return None, canonical
+    report.spend(_SHAPE * len(canonical), "", "the definition")
     try:
         return parse_spec(canonical), canonical
     except ValidationError as error:
+        report.spend(_SHAPE_ERROR * error.error_count(), "", "saying what is wrong with the definition")
         for one in error.errors(include_url=False, include_input=False):
             _add_shape_problem(one["loc"], one["type"], one["msg"], one.get("ctx", {}), report)
     return None, canonical
 
 
-def _add_shape_problem(loc: tuple[str | int, ...], kind: str, said: str, ctx: dict[str, Any], report: _Report) -> None:
+def _has_endless_names(value: Any, report: Report) -> bool:
+    """Report names that are far too long: every problem below one repeats it."""
+    found = False
+    for section in ("steps", "finally", "inputs", "outputs"):
+        for name in _dict(_dict(value).get(section)):
+            if len(name) > _MAX_SHOWN_NAME:
+                report.add(pointer_to(section), f"the name {name[:80]!r}… has {len(name)} characters")
+                found = True
+    return found
+
+
+def _add_shape_problem(loc: tuple[str | int, ...], kind: str, said: str, ctx: dict[str, Any], report: Report) -> None:
+    if report.full:
+        report.more += 1
+        return
     if loc and loc[-1] == "[key]":
         loc = loc[:-1]
     elif kind == "missing":
@@ -261,6 +224,11 @@ class _Draft:
         return {step: [need for need in _needs(body) if need in self.steps] for step, body in self.steps.items()}
 
     @cached_property
+    def named_needs(self) -> dict[str, frozenset[str]]:
+        """What each step says it needs, known or not."""
+        return {step: frozenset(_needs(body)) for step, body in self.steps.items()}
+
+    @cached_property
     def ancestors(self) -> graph.Ancestors:
         """Made only when a step reads another that it does not need directly."""
         return graph.Ancestors(self.needs)
@@ -278,11 +246,11 @@ def _needs(body: dict[str, Any]) -> list[str]:
 class _Checker:
     """Runs every check; each adds to the report."""
 
-    def __init__(self, draft: _Draft, report: _Report, step_types: Mapping[str, InputSchema] | None) -> None:
+    def __init__(self, draft: _Draft, report: Report, step_types: Mapping[str, InputSchema] | None) -> None:
         self._draft = draft
         self._report = report
         self._types = None if step_types is None else {**step_types, **BUILT_IN}
-        self._schemas: dict[str, Schema] = {}
+        self._schemas: dict[str, Schema | None] = {}
 
     def run(self) -> None:
         self._not_yet(self._draft.value, NOT_YET_PIPELINE, "")
@@ -316,13 +284,17 @@ class _Checker:
         if reference:
             self._report.add(pointer, f"{reference!r} in the schema of an input is not supported yet")
             return
+
+        def spend(units: int) -> None:
+            self._report.spend(units, pointer, "this schema")
+
         try:
-            compiled = compile_schema(schema)
+            compiled = compile_schema(schema, spend)
         except SchemaError as error:
             self._report.add(pointer + pointer_to(*error.path), f"not a JSON Schema: {error.message}")
             return
         if "default" in schema:
-            for violation in compiled.violations(schema["default"]):
+            for violation in compiled.violations(schema["default"], spend):
                 place = pointer + pointer_to("default", *violation.path)
                 self._report.add(place, f"the default does not fit its own schema: {violation.message}")
 
@@ -369,19 +341,31 @@ class _Checker:
         value = body.get("with", {})
         if schema is None or _is_expression(value):
             return
-        for violation in schema.violations(value):
-            if _is_decided(violation, value):
-                self._add_violation(violation, value, pointer + "/with")
+
+        def spend(units: int) -> None:
+            self._report.spend(units, pointer + "/with", "what is given to the step")
+
+        waiting: dict[int, bool] = {}
+        for violation in schema.violations(value, spend):
+            if _is_decided(violation, value, waiting):
+                self._add_violation(violation, pointer + "/with")
 
     def _schema_of(self, uses: Any) -> Schema | None:
         types = BUILT_IN if self._types is None else self._types
         if not isinstance(uses, str) or uses not in types or uses in NOT_YET_TYPES:
             return None
         if uses not in self._schemas:
-            self._schemas[uses] = compile_schema(types[uses])
+            try:
+                self._schemas[uses] = compile_schema(types[uses], self._spend_on_types)
+            except SchemaError as error:
+                self._report.add("", f"the step type {uses!r} was announced with a schema that cannot be used: {error}")
+                self._schemas[uses] = None
         return self._schemas[uses]
 
-    def _add_violation(self, violation: Violation, value: Any, pointer: str) -> None:
+    def _spend_on_types(self, units: int) -> None:
+        self._report.spend(units, "", "the schemas of the step types")
+
+    def _add_violation(self, violation: Violation, pointer: str) -> None:
         place = pointer + pointer_to(*violation.path)
         if not violation.unexpected:
             self._report.add(place, violation.message)
@@ -425,19 +409,19 @@ class _Checker:
                     yield program, place
 
     def _texts(self, value: Any, pointer: str) -> Iterator[tuple[str, str]]:
-        todo = [(value, pointer)]
+        todo: list[tuple[Any, _Place | None]] = [(value, None)]
         while todo:
             one, place = todo.pop()
             if isinstance(one, str):
                 if "${{" in one:
-                    yield one, place
+                    yield one, pointer + _pointer_of(place)
             elif isinstance(one, list):
-                todo.extend((item, f"{place}/{at}") for at, item in enumerate(one))
+                todo.extend((item, (place, at)) for at, item in enumerate(one))
             elif isinstance(one, dict):
                 for key, item in one.items():
                     if "${{" in key:
-                        self._report.add(place + pointer_to(key), "an expression in a key is not evaluated")
-                    todo.append((item, place + pointer_to(key)))
+                        self._report.add(pointer + _pointer_of((place, key)), "an expression in a key is not evaluated")
+                    todo.append((item, (place, key)))
 
     def _split(self, text: str, pointer: str) -> list[tuple[str, int | None]]:
         try:
@@ -449,6 +433,7 @@ class _Checker:
     def _compile(
         self, expression: str, environment: Environment, pointer: str, text: str, offset: int
     ) -> Program | None:
+        self._report.spend(expression_cost(expression), pointer, "this expression")
         try:
             return compile_expression(expression, environment)
         except InvalidExpressionError as error:
@@ -477,16 +462,31 @@ class _Checker:
             self._report.add(pointer, f"the step {step!r} reads {said}")
 
     def _is_before(self, read: str, step: str) -> bool:
-        if read not in self._draft.steps or read in _needs(self._draft.steps[step]):
+        if read not in self._draft.steps or read in self._draft.named_needs[step]:
             return True
         return read != step and self._draft.ancestors.has(step, read)
 
     def _status_calls(self, program: Program, step: str, pointer: str) -> None:
-        needs = _needs(self._draft.steps[step])
+        needs = self._draft.named_needs[step]
         for name, of_step in sorted(program.status_calls, key=str):
             if of_step is not None and of_step not in needs:
                 near = self._report.suggest(of_step, needs)
                 self._report.add(pointer, f"{name}({of_step[:80]!r}) asks about a step that is not in needs{near}")
+
+
+_Place = tuple[Any, str | int]  # the place around it, None outside, and the last part: written out only when needed
+
+
+def _pointer_of(place: _Place | None) -> str:
+    """Return the pointer of a place, or of the nearest one around it whose keys are not endless."""
+    parts: list[str | int] = []
+    while place is not None:
+        place, part = place
+        if isinstance(part, str) and len(part) > MAX_POINTER_CHARS:
+            parts.clear()
+        else:
+            parts.append(part)
+    return pointer_to(*reversed(parts))
 
 
 def _find_reference(schema: Any) -> str | None:
@@ -511,13 +511,20 @@ def _is_expression(value: Any) -> bool:
     return isinstance(value, str) and "${{" in value
 
 
-def _is_decided(violation: Violation, value: Any) -> bool:
-    """Return whether no expression can still make it right: names and types of containers are known before."""
+def _is_decided(violation: Violation, value: Any, waiting: dict[int, bool]) -> bool:
+    """Return whether no expression can still make it right: names and types of containers are known before.
+
+    `waiting` remembers which values have an expression in them.
+    """
     for part in violation.path:
         value = value[part]
     if _is_expression(value):
         return False
-    return violation.keyword in _DECIDED_BY_NAMES or not _has_expression(value)
+    if violation.keyword in _DECIDED_BY_NAMES:
+        return True
+    if id(value) not in waiting:
+        waiting[id(value)] = _has_expression(value)
+    return not waiting[id(value)]
 
 
 def _has_expression(value: Any) -> bool:

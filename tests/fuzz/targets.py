@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.problems import ProblemError
+from anabranch.services.gateway.reading import Submission
 from anabranch.services.gateway.step_types import StepTypeReader, StepTypes
-from anabranch.services.gateway.submissions import Submission, SubmissionReader
+from anabranch.services.gateway.submissions import SubmissionReader
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.step_type import StepType, step_type
 from anabranch.shared.contracts import messages as m
@@ -250,7 +251,7 @@ class Pipelines(Target):
             submission = m.SubmitRun(
                 run_id=RUN,
                 tenant="t",
-                definition=read.pipeline.canonical,
+                definition=read.definition.canonical,
                 inputs=read.inputs,
                 labels=read.labels,
                 keep_s=60,

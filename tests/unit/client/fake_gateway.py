@@ -8,8 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
+from anabranch.shared.contracts.report import InvalidPipeline
 from anabranch.shared.contracts.source import Source, SourceError, parse_source
-from anabranch.shared.contracts.validation import InvalidPipeline, validate_pipeline
+from anabranch.shared.contracts.validation import validate_pipeline
 
 AT = "2026-01-31T12:00:00.000000Z"
 LATER = "2026-01-31T12:00:01.500000Z"

@@ -1,0 +1,165 @@
+"""A body to a submission that may run, or to a problem that says everything that is wrong with it. No I/O.
+
+A definition is validated once per content: the body is parsed strictly each time (duplicate keys, numbers, surrogates),
+and what stands under `definition` is looked up by its JSON text.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import orjson
+
+from anabranch.services.gateway.problems import Fault, Kind, ProblemError
+from anabranch.shared.contracts.bounded import BoundedMemory
+from anabranch.shared.contracts.limits import MAX_LABEL_CHARS, MAX_LABELS, MAX_PROBLEMS, MIB
+from anabranch.shared.contracts.report import Budget, InvalidError, Problem, Report, TooCostly
+from anabranch.shared.contracts.source import Source, SourceError, parse_source, pointer_to
+from anabranch.shared.contracts.validation import ValidPipeline, validate_inputs, validate_pipeline
+
+_FIELDS: Final = ("definition", "pipeline", "revision", "inputs", "labels")
+_NAMED: Final = ("pipeline", "revision")
+
+_CACHE_BYTES: Final = 32 * MIB
+_CACHE_ENTRIES: Final = 2_000
+_WEIGHT_OF_TEXT: Final = 4  # its JSON text as a key and as a value, its steps and its inputs' schemas as objects
+
+Part = Literal["submission", "definition"]  # what a body is
+SUBMISSION: Final = "submission"
+DEFINITION: Final = "definition"
+
+StepTypeSchemas = Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What the gateway keeps of a valid definition: light, where the model of 10,000 steps has 30 MB."""
+
+    name: str
+    inputs: dict[str, dict[str, Any]]
+    steps: dict[str, str]  # id to step type
+    canonical: str
+    content_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a client wants to run: valid as it stands."""
+
+    definition: Definition
+    inputs: dict[str, Any]
+    labels: dict[str, str]
+    weight: int  # bytes of the body, about what it weighs in memory
+
+
+class Reading:
+    """Reads bodies; knows the definitions it has read lately."""
+
+    def __init__(self, step_types: StepTypeSchemas) -> None:
+        self._step_types = step_types
+        self._definitions: BoundedMemory[bytes, Definition] = BoundedMemory(
+            max_entries=_CACHE_ENTRIES, max_weight=_CACHE_BYTES
+        )
+
+    def read(self, what: Part, body: bytes, media_type: str, budget: Budget) -> tuple["Submission | Definition", bool]:
+        """Return what a body is, and whether its definition was known. Raises `ProblemError`, `TooCostly`."""
+        if what == SUBMISSION:
+            return self._submission(body, media_type, budget)
+        return self._definition(body, media_type, budget)
+
+    def _submission(self, body: bytes, media_type: str, budget: Budget) -> tuple[Submission, bool]:
+        source = _parsed(body, media_type)
+        envelope = Report(source, budget)
+        _check_envelope(source, envelope)
+        definition, known, inputs = None, False, {}
+        value = source.value
+        faults, more = _faults(envelope.sorted()), envelope.more
+        if isinstance(value, dict) and "definition" in value:
+            try:
+                definition, known = self._valid(source.part("definition"), budget)
+                inputs = validate_inputs(definition.inputs, value.get("inputs"), source=source, budget=budget)
+            except InvalidError as error:
+                _give_up_if_costly(error, budget)
+                faults += _faults(error.errors)
+                more += error.more
+        if faults or definition is None:
+            raise _invalid(faults, more)
+        return Submission(definition, inputs, value.get("labels") or {}, len(body)), known
+
+    def _definition(self, body: bytes, media_type: str, budget: Budget) -> tuple[Definition, bool]:
+        try:
+            return self._valid(_parsed(body, media_type), budget)
+        except InvalidError as error:
+            _give_up_if_costly(error, budget)
+            raise _invalid(_faults(error.errors), error.more) from error
+
+    def _valid(self, source: Source, budget: Budget) -> tuple[Definition, bool]:
+        content = orjson.dumps(source.value)
+        known = self._definitions.get(content)
+        if known is not None:
+            return known, True
+        found = _kept_of(validate_pipeline(source, step_types=self._step_types, budget=budget))
+        self._definitions.put(content, found, weight=_WEIGHT_OF_TEXT * len(content))
+        return found, False
+
+
+def _kept_of(valid: ValidPipeline) -> Definition:
+    steps = {name: step.uses for name, step in valid.spec.steps.items()}
+    return Definition(valid.spec.name, valid.spec.inputs, steps, valid.canonical, valid.content_hash)
+
+
+def _give_up_if_costly(error: InvalidError, budget: Budget) -> None:
+    """Let `TooCostly` through where somebody with a larger budget may try again."""
+    if isinstance(error, TooCostly) and not budget.is_whole:
+        raise error
+
+
+def _parsed(body: bytes, media_type: str) -> Source:
+    try:
+        return parse_source(body, media_type)
+    except SourceError as error:
+        fault = Fault("", error.message, error.line, error.column)
+        raise ProblemError(Kind.UNREADABLE, f"The body cannot be read: {error.message}.", faults=[fault]) from error
+
+
+def _faults(problems: list[Problem]) -> list[Fault]:
+    return [Fault(each.pointer, each.message, each.line, each.column) for each in problems]
+
+
+def _invalid(faults: list[Fault], more: int) -> ProblemError:
+    listed, more = faults[:MAX_PROBLEMS], more + len(faults[MAX_PROBLEMS:])
+    count = len(listed) + more
+    what = "1 thing is" if count == 1 else f"{count:,} things are"
+    if more:
+        listed.append(Fault("", f"and {more:,} more"))
+    return ProblemError(Kind.INVALID, f"{what} wrong with what was sent; see errors.", faults=listed)
+
+
+def _check_envelope(source: Source, report: Report) -> None:
+    """Report what is wrong around the definition and the inputs."""
+    value = source.value
+    if not isinstance(value, dict):
+        report.add("", "a submission is an object with `definition`, `inputs` and `labels`")
+        return
+    for name in value:
+        if name not in _FIELDS:
+            report.add(pointer_to(name), f"unknown key {name[:80]!r}{report.suggest(name, _FIELDS)}")
+    for name in _NAMED:
+        if name in value:
+            report.add(pointer_to(name), f"{name!r} is not supported yet: send a `definition`")
+    if "definition" not in value and not any(name in value for name in _NAMED):
+        report.add("", "`definition` is missing")
+    _check_labels(value.get("labels"), report)
+
+
+def _check_labels(labels: Any, report: Report) -> None:
+    if labels is None:
+        return
+    if not isinstance(labels, dict):
+        report.add("/labels", "labels are an object of texts")
+    elif len(labels) > MAX_LABELS:
+        report.add("/labels", f"at most {MAX_LABELS} labels may be given")
+    else:
+        for name, text in labels.items():
+            if not (isinstance(text, str) and len(text) <= MAX_LABEL_CHARS and 0 < len(name) <= MAX_LABEL_CHARS):
+                report.add(pointer_to("labels", name), f"a label is a text of at most {MAX_LABEL_CHARS} characters")

@@ -1,0 +1,127 @@
+"""What is wrong with a submission, collected: so many problems are listed, the rest is counted.
+
+Checking has a budget of estimated cost (`weights`), taken off before the work is done.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+from anabranch.shared.contracts.errors import AnabranchError
+from anabranch.shared.contracts.limits import MAX_CHECKING_COST, MAX_PROBLEMS
+from anabranch.shared.contracts.programs import suggestion
+from anabranch.shared.contracts.source import Position, Source, nearest_pointer
+
+_MAX_COMPARISONS: Final = 10_000  # of names, for suggestions
+_COMPARISON: Final = 300  # units of cost: two names of 60 characters
+_PLACING: Final = 8  # units for each character of a body, when places are first asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where (JSON Pointer; line and column from 1), and what to do."""
+
+    pointer: str
+    message: str
+    line: int | None = None
+    column: int | None = None
+
+
+class InvalidError(AnabranchError):
+    """Something that is refused, with everything that is wrong with it: the first problems, and how many more."""
+
+    def __init__(self, errors: list[Problem], more: int = 0) -> None:
+        first = f"{errors[0].pointer}: {errors[0].message}"
+        others = len(errors) - 1 + more
+        super().__init__(f"{first} (and {others} more)" if others else first)
+        self.errors = errors
+        self.more = more
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errors, self.more)
+
+
+class InvalidPipeline(InvalidError):
+    """A definition that is refused, with everything that is wrong with it."""
+
+
+class InvalidInputs(InvalidError):
+    """Inputs that do not fit a pipeline, with everything that is wrong with them."""
+
+
+class TooCostly(InvalidPipeline, InvalidInputs):
+    """A definition or inputs that may be right; to find out costs more than the budget."""
+
+
+class Budget:
+    """Units of cost that may still be spent; every part of one submission takes from it."""
+
+    def __init__(self, units: int = MAX_CHECKING_COST) -> None:
+        self.units = units
+        self.left = units
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all that a submission may take: what does not fit is refused."""
+        return self.units >= MAX_CHECKING_COST
+
+
+class Report:
+    """The problems found so far."""
+
+    def __init__(self, source: Source, budget: Budget | None = None) -> None:
+        self._source = source
+        self._budget = Budget() if budget is None else budget
+        self._comparisons = 0
+        self._places_paid = False
+        self.problems: dict[tuple[str, str], Position | None] = {}
+        self.more = 0
+
+    def add(self, pointer: str, message: str, text: str | None = None, offset: int = 0) -> None:
+        """Note a problem; `text` and `offset` name a character in the string at the pointer."""
+        key = (nearest_pointer(self._source.base + pointer), message)
+        if key in self.problems:
+            return
+        if self.full:
+            self.more += 1
+            return
+        self._pay_for_places()
+        if text is None:
+            self.problems[key] = self._source.position(key[0])
+        else:
+            self.problems[key] = self._source.position_in(key[0], text, offset)
+
+    @property
+    def full(self) -> bool:
+        """Whether further problems are only counted."""
+        return len(self.problems) >= MAX_PROBLEMS
+
+    def spend(self, units: int, pointer: str, what: str) -> None:
+        """Take the cost of a piece of work off the budget. Raises `TooCostly`."""
+        self._budget.left -= units
+        if self._budget.left < 0:
+            place = nearest_pointer(self._source.base + pointer)
+            message = (
+                f"{what} costs too much to check: {units} units, of {self._budget.units} that one submission may take"
+            )
+            raise TooCostly([Problem(place, message)])
+
+    def suggest(self, name: str, known: Collection[str]) -> str:
+        """Return `; did you mean 'x'?` or nothing. Gives up after so many comparisons in all."""
+        self._comparisons += len(known)
+        if self.full or self._comparisons > _MAX_COMPARISONS:
+            return ""
+        self.spend(_COMPARISON * len(known), "", "naming what may have been meant")
+        return suggestion(name[:100], list(known))
+
+    def sorted(self) -> list[Problem]:
+        """Return the problems in the order of the text."""
+        found = [
+            Problem(pointer, message, *(place or (None, None))) for (pointer, message), place in self.problems.items()
+        ]
+        return sorted(found, key=lambda p: (p.line or 0, p.column or 0, p.pointer, p.message))
+
+    def _pay_for_places(self) -> None:
+        if not self._places_paid:
+            self._places_paid = True
+            self.spend(_PLACING * len(self._source.text), "", "finding the places of what is wrong")

@@ -279,7 +279,10 @@ def simulate(
         world.task_type = RestoringTask.of(product.task)
     product.prepare(world)
     try:
-        with patch.object(turn, "STEPS_PER_TURN", 2 if seed % 2 else turn.STEPS_PER_TURN):  # runs of a few steps go on
+        with (
+            patch.object(turn, "STEPS_PER_TURN", 2 if seed % 2 else turn.STEPS_PER_TURN),  # runs of a few steps go on
+            patch.object(turn, "COST_PER_TURN", 1 if seed % 3 == 0 else turn.COST_PER_TURN),  # after any expression
+        ):
             loop.run_until_complete(_drive(world, Plan.drawn(random, product.favoured)))
             faults = invariants.check(world)
     except Stuck as stuck:

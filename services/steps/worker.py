@@ -117,6 +117,7 @@ class Worker(Generic[In, Out]):
         self._renewals = 0
         self._is_paused = False
         self._is_stopping = False
+        self._suspects: list[str] = []  # when it began to go down
         self._is_going_down = False  # what is cancelled now is being killed
         self._asked_at = float("-inf")  # for commands, on the loop's clock
         self._has_room = asyncio.Event()
@@ -133,7 +134,7 @@ class Worker(Generic[In, Out]):
             try:
                 await self._serve(stopping)
             finally:
-                self._is_going_down = True
+                self._go_down()
 
     async def _serve(self, stopping: asyncio.Event) -> None:
         # 1. Know what was cancelled, then take.
@@ -171,11 +172,17 @@ class Worker(Generic[In, Out]):
         except asyncio.CancelledError:
             if self._is_stopping or self._is_going_down:
                 raise
-            self._is_going_down = True
+            self._go_down()
             raise CancelledByStranger(f"a handler cancelled the worker's own task: {name}") from None
         except BaseException:
-            self._is_going_down = True
+            self._go_down()
             raise
+
+    def _go_down(self) -> None:
+        """From here on what is cancelled is being killed; who was in hand is remembered."""
+        if not self._is_going_down:
+            self._suspects = self.in_hand()
+            self._is_going_down = True
 
     @property
     def is_taking(self) -> bool:
@@ -184,7 +191,9 @@ class Worker(Generic[In, Out]):
         return not self._is_going_down and now_s - self._asked_at < _TAKES_EVERY * self._settings.poll_s
 
     def in_hand(self) -> list[str]:
-        """Return the attempts whose handler runs: who is suspect if the process ends now."""
+        """Return the attempts whose handler runs, or ran when the worker failed: who is suspect if the process ends."""
+        if self._is_going_down:
+            return self._suspects
         return [attempt.id for attempt in self._attempts.values() if attempt.is_at_work()]
 
     async def _stop(self, deadline: float) -> None:
@@ -339,9 +348,11 @@ class Worker(Generic[In, Out]):
         except (asyncio.CancelledError, GeneratorExit) as error:
             if self._is_going_down or not attempt.is_running():
                 raise
+            if attempt.ending is None:
+                self._log.warning("an attempt was cancelled that nobody asked to end", attempt_id=attempt.id)
             answer = self._ended(attempt, failure_of(error))
         except BaseException:
-            self._is_going_down = True
+            self._go_down()
             raise
         finally:
             self._leave_slot(attempt)
@@ -474,7 +485,7 @@ class Worker(Generic[In, Out]):
         try:
             self._sending.append(self._inbox, partition_of(key, self._topics.runs), key, encoded, then)
         except BaseException:  # the outbox has failed: nothing more is answered
-            self._is_going_down = True
+            self._go_down()
             raise
 
     def _dead_letter(self, record: CommandRecord, partition: PartitionInHand, reason: str) -> None:

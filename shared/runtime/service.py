@@ -94,11 +94,14 @@ class Service(Generic[SettingsT]):
         return self._failed.done()
 
     def end_within(self, timeout_s: float, error: BaseException) -> None:
-        """End the process with exit code 1 when so much time is over: `main` has failed, and closes what it can."""
+        """End the process with exit code 1 when so much time is over: `main` has failed, and closes what it can.
+
+        What `fail` was told counts before `error`, which is then only how `main` was cancelled.
+        """
         in_hand = self.in_hand()
 
         def end() -> None:
-            _say_why(self, error, in_hand)
+            _say_why(self, self._failed.result() if self._failed.done() else error, in_hand)
             _exit_now(_FAILED)
 
         timer = threading.Timer(timeout_s, end)
@@ -196,7 +199,7 @@ async def _live(
         await service._listen(app(service) if app else web.Application())
         await _run_main(service, main)
     except Exception as error:  # noqa: BLE001  the last place where an error can be said
-        _say_why(service, error)
+        _say_why(service, error, service.in_hand())
         code = _FAILED
     else:
         service.log.info("stopped")

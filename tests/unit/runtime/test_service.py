@@ -244,6 +244,7 @@ def test_misspelt_setting_is_reported(run: Any) -> None:
         ("asyncio.get_running_loop().call_soon(interrupt)", "KeyboardInterrupt: "),
         ("[task.cancel() for task in asyncio.all_tasks()]", "CancelledError: "),
         ("service.end_within(0.2, OSError('no more'))", "OSError: no more"),
+        ("tasks.append(asyncio.create_task(fails(service)))", "OSError: first"),
     ],
 )
 def test_a_service_whose_loop_is_stopped_from_within_ends_at_once_and_names_what_was_in_hand(
@@ -256,6 +257,9 @@ def test_a_service_whose_loop_is_stopped_from_within_ends_at_once_and_names_what
         tasks = []
         async def leave():
             sys.exit(3)
+        async def fails(service):
+            service.end_within(0.2, asyncio.CancelledError())
+            await service.fail(OSError("first"))
         def interrupt():
             raise KeyboardInterrupt
         async def holds():

@@ -72,6 +72,7 @@ class Service(Generic[SettingsT]):
         self._readiness = Readiness()
         self._readiness.add("service", self._is_running)
         self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._first_error: BaseException | None = None
         self._listener: web.AppRunner | None = None
 
     def ready_when(self, name: str, check: Check) -> None:
@@ -88,6 +89,10 @@ class Service(Generic[SettingsT]):
             _end_anyway(_FAIL_TIMEOUT_S)
             self._failed.set_result(error)
 
+    def reason(self, error: BaseException) -> BaseException:
+        """Return why the process ends: not what closing its clients raises after that."""
+        return self._failed.result() if self._failed.done() else self._first_error or error
+
     @property
     def is_failing(self) -> bool:
         """Whether `fail` was called: `main` is cancelled because of it."""
@@ -99,9 +104,10 @@ class Service(Generic[SettingsT]):
         What `fail` was told counts before `error`, which is then only how `main` was cancelled.
         """
         in_hand = self.in_hand()
+        self._first_error = self._first_error or error
 
         def end() -> None:
-            _say_why(self, self._failed.result() if self._failed.done() else error, in_hand)
+            _say_why(self, self.reason(error), in_hand)
             _exit_now(_FAILED)
 
         timer = threading.Timer(timeout_s, end)
@@ -171,7 +177,7 @@ def run_service(
             code = runner.run(_live(living, name, settings, main, app))
         except BaseException as error:  # the loop was stopped from within: it would not run to close anything
             for service in living:
-                _say_why(service, error, service.in_hand())
+                _say_why(service, service.reason(error), service.in_hand())
                 _exit_now(_FAILED)
             raise
     sys.exit(code)
@@ -199,7 +205,7 @@ async def _live(
         await service._listen(app(service) if app else web.Application())
         await _run_main(service, main)
     except Exception as error:  # noqa: BLE001  the last place where an error can be said
-        _say_why(service, error, service.in_hand())
+        _say_why(service, service.reason(error), service.in_hand())
         code = _FAILED
     else:
         service.log.info("stopped")

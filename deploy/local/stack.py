@@ -34,6 +34,7 @@ from anabranch.deploy.local.supervisor import (
 
 DEFAULT_PORT = 8080
 READY_TIMEOUT_S = 60.0
+LOOPBACK = "127.0.0.0/8,[::1],localhost"  # what runs on the same machine is meant to be called
 STOP_DEADLINE_S = 15.0  # longer than the services' own, so that SIGKILL is for those that hang
 
 
@@ -253,6 +254,7 @@ class LocalStack:
             "ANABRANCH_HOME": str(self.home.path),
             "ANABRANCH_LOG_FORMAT": "console",
             "ANABRANCH_TOPIC_PREFIX": "pipelines",
+            "ANABRANCH_HTTP_ALLOW": os.environ.get("ANABRANCH_HTTP_ALLOW", LOOPBACK),
             **self._env,
         }
 

@@ -1,4 +1,4 @@
-"""HTTP for step types: one session for all attempts, and what of an answer is worth another try."""
+"""HTTP for step types: one session for all attempts, whom it may ask, and what of an answer is worth another try."""
 
 import asyncio
 import re
@@ -9,20 +9,28 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from anabranch.services.steps.charsets import decoded
+from anabranch.services.steps.reach import Reach, connector
+from anabranch.services.steps.settings import ReachSettings
 from anabranch.shared.contracts.errors import RetryableError, TerminalError
 from anabranch.shared.contracts.limits import MAX_WAIT_S
 from anabranch.shared.contracts.text import writable
+from anabranch.shared.contracts.urls import redacted, shown_url
 
 _USER_AGENT: Final = "anabranch"
 _MAX_CONNECTIONS_PER_HOST: Final = 32
 _TRY_AGAIN: Final = frozenset({408, 425, 429})  # RFC 9110 §15.5.9, RFC 8470 §5.2, RFC 6585 §4
 _SHOWN_CHARS: Final = 2000  # of a refusal's body: enough for its first sentences
 _SHOWN_WITHIN_S: Final = 1.0  # the refusal is known already, its text is worth no more waiting
-_SHOWN_URL_CHARS: Final = 300
-_CREDENTIALS: Final = re.compile(r"//[^/?#]*@")
+_MAX_REDIRECTS: Final = 10
+# What goes with a request to another origin than the pipeline named; any other header may be a credential.
+_HARMLESS: Final = frozenset(
+    ("accept", "accept-encoding", "accept-language", "content-language", "content-length", "content-type", "host",
+     "range", "transfer-encoding", "user-agent")
+)  # fmt: skip
 _HOST: Final = re.compile(r"[\w.~!$&'()*+,;=%:-]+")  # RFC 3986 §3.2.2, and names that are still to be encoded
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.1
 _FIELD_VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
@@ -30,14 +38,42 @@ _SECONDS: Final = re.compile(r"[0-9]{1,10}")
 
 
 @asynccontextmanager
-async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open the session that all attempts of a process share; each has its own time limit."""
-    connector = aiohttp.TCPConnector(limit=0, limit_per_host=_MAX_CONNECTIONS_PER_HOST)
+async def open_session(resolver: AbstractResolver | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open the session that all attempts of a process share; each has its own time limit.
+
+    It reaches the internet and what the setting names. Proxies of the environment would connect for us, unchecked.
+    """
+    reach = Reach(ReachSettings().http_allow)
     async with aiohttp.ClientSession(
-        connector=connector, headers={"User-Agent": _USER_AGENT}, timeout=aiohttp.ClientTimeout(total=None),
+        connector=connector(reach, per_host=_MAX_CONNECTIONS_PER_HOST, resolver=resolver),
+        headers={"User-Agent": _USER_AGENT}, timeout=aiohttp.ClientTimeout(total=None), trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),  # steps of different tenants share the session
     ) as session:  # fmt: skip
         yield session
+
+
+class _Hops:
+    """Keeps what was meant for one origin from another that it redirects to, and from all that come after."""
+
+    def __init__(self) -> None:
+        self._first: URL | None = None
+        self._has_left = False
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        self._first = self._first or request.url
+        self._has_left = self._has_left or request.url.origin() != self._first.origin()
+        if self._has_left:
+            for name in [name for name in request.headers if name.lower() not in _HARMLESS]:
+                del request.headers[name]
+            if request.url.host != self._first.host and request.body:
+                raise TerminalError(
+                    f"{request.method} {shown_url(str(self._first))} redirects its body to {request.url.host}, "
+                    "for which it was not meant",
+                    error_type="HttpRedirectInvalid",
+                )
+        return await handler(request)
 
 
 @asynccontextmanager
@@ -56,7 +92,7 @@ async def requested(
 
 async def refusal(method: str, url: str, response: aiohttp.ClientResponse) -> Exception:
     """Return the error that an unexpected status is: retriable for 5xx, 429 and the like, terminal otherwise."""
-    words = f"{method} {shown(url)} answered {response.status}"
+    words = f"{method} {shown_url(url)} answered {response.status}"
     details = {"status": response.status, "body": await _start_of(response)}
     if response.status >= 500 or response.status in _TRY_AGAIN:
         after = _retry_after_s(response.headers.get("Retry-After"))
@@ -69,19 +105,22 @@ async def _response(
 ) -> aiohttp.ClientResponse:
     _check(method, url, sent.get("headers", {}))
     try:
-        return await session.request(method, url, **sent)
+        return await session.request(method, url, middlewares=(_Hops(),), max_redirects=_MAX_REDIRECTS, **sent)
     except aiohttp.TooManyRedirects as error:
-        raise TerminalError(f"{method} {shown(url)} redirects without end", error_type="HttpRedirectInvalid") from error
+        raise TerminalError(
+            f"{method} {shown_url(url)} redirects without end", error_type="HttpRedirectInvalid"
+        ) from error
     except aiohttp.RedirectClientError as error:
         raise TerminalError(
-            f"{method} {shown(url)} redirects to what is no http URL: {writable(str(error))[:200]}",
+            f"{method} {shown_url(url)} redirects to what is no http URL: {writable(redacted(str(error)))[:200]}",
             error_type="HttpRedirectInvalid",
         ) from error
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-        raise TerminalError(f"{shown(url)} is not a URL", error_type="HttpUrlInvalid") from error
+        raise TerminalError(f"{shown_url(url)} is not a URL", error_type="HttpUrlInvalid") from error
     except (ValueError, TypeError) as error:  # of the request: a line break in a header, a host that no name can be
         raise TerminalError(
-            f"{method} {shown(url)} cannot be sent: {writable(str(error))[:500]}", error_type="HttpRequestInvalid"
+            f"{method} {shown_url(url)} cannot be sent: {writable(redacted(str(error)))[:500]}",
+            error_type="HttpRequestInvalid",
         ) from error
 
 
@@ -90,29 +129,23 @@ def _check(method: str, url: str, headers: Mapping[str, str]) -> None:
     try:
         host = URL(url).raw_host
     except ValueError as error:
-        raise TerminalError(f"{shown(url)} is not a URL", error_type="HttpUrlInvalid") from error
+        raise TerminalError(f"{shown_url(url)} is not a URL", error_type="HttpUrlInvalid") from error
     if not host or not _HOST.fullmatch(host):
-        raise TerminalError(f"{shown(url)} names no host", error_type="HttpUrlInvalid")
+        raise TerminalError(f"{shown_url(url)} names no host", error_type="HttpUrlInvalid")
     for name, value in headers.items():
         if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
             raise TerminalError(
-                f"{method} {shown(url)} cannot be sent: {name[:100]!r} is no header, or its value is none",
+                f"{method} {shown_url(url)} cannot be sent: {name[:100]!r} is no header, or its value is none",
                 error_type="HttpRequestInvalid",
             )
-
-
-def shown(url: str) -> str:
-    """Return how errors name a URL: in one line, without its credentials and without its query, which may be some."""
-    text, query, _ = _CREDENTIALS.sub("//", url, count=1).partition("?")
-    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[:_SHOWN_URL_CHARS])
-    return f"{line}{'?…' if query else ''}"
 
 
 def _unreachable(method: str, url: str, error: Exception) -> RetryableError:
     """Return the error that a failed connection is: the other side may be back for the next attempt."""
     said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
     return RetryableError(
-        f"{method} {shown(url)}: {writable(said)[:500] or type(error).__name__}", error_type="HttpConnectionError"
+        f"{method} {shown_url(url)}: {writable(redacted(said))[:500] or type(error).__name__}",
+        error_type="HttpConnectionError",
     )
 
 

@@ -60,3 +60,13 @@ class StepServiceSettings(Settings):
             stop_timeout_s=max(1.0, self.stop_timeout_s - _STOP_MARGIN_S),
             give_back_s=min(3.0, self.stop_timeout_s / 4),
         )
+
+
+class ReachSettings(Settings):
+    """What `http`, `sql` and `notify` may connect to."""
+
+    http_allow: str = Field(
+        "",
+        description="Networks, addresses and names that step services may connect to beside the internet: "
+        "`10.0.0.0/8,[fd00::1]:443,api.local:8080`. A name stands for whatever address it has.",
+    )

@@ -19,8 +19,8 @@ _UNPREFIXED = {
     "database_url": "DATABASE_URL",
 }
 
-# Read by the local stack, not by services.
-_OTHERS = frozenset({"ANABRANCH_HOME"})
+# Not of every service: read by the local stack, and by some step services of a whole installation that is told it.
+_OTHERS = frozenset({"ANABRANCH_HOME", "ANABRANCH_HTTP_ALLOW"})
 
 
 def environment_names(field: str) -> tuple[str, ...]:

@@ -8,17 +8,17 @@ from typing import Annotated, Any, Final, Literal
 import aiohttp
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from yarl import URL
 
 from anabranch.services.steps.charsets import decoded
 from anabranch.services.steps.context import StepContext
-from anabranch.services.steps.fetch import open_session, refusal, requested, shown
+from anabranch.services.steps.fetch import open_session, refusal, requested
 from anabranch.services.steps.step_type import step_type
 from anabranch.shared.contracts.durations import parse_duration
 from anabranch.shared.contracts.errors import ErrorType, RetryableError, TerminalError
 from anabranch.shared.contracts.limits import MAX_INTEGER, MAX_NESTING, MAX_STEP_OUTPUT_BYTES
 from anabranch.shared.contracts.nesting import is_too_deep
 from anabranch.shared.contracts.text import writable
+from anabranch.shared.contracts.urls import shown_url, without_credentials
 
 _CHUNK_BYTES: Final = 64 * 1024
 _MAX_JSON_NESTING: Final = MAX_NESTING - 1  # it lies in the output
@@ -75,7 +75,9 @@ async def http(given: Request, context: StepContext) -> Response:
         ):
             return await _answer(given, response)
     except TimeoutError as error:
-        raise RetryableError(f"{given.method} {shown(given.url)} took too long", error_type="HttpTimeout") from error
+        raise RetryableError(
+            f"{given.method} {shown_url(given.url)} took too long", error_type="HttpTimeout"
+        ) from error
 
 
 def _sent(given: Request) -> dict[str, Any]:
@@ -104,7 +106,7 @@ async def _answer(given: Request, response: aiohttp.ClientResponse) -> Response:
     text = decoded(raw, response.charset) if raw is not None else None
     output = Response(
         status=response.status,
-        url=str(_without_secret(response.url)),
+        url=without_credentials(str(response.url)),
         headers=_headers(response),
         size=size,
         sha256=digest,
@@ -125,7 +127,7 @@ def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
 
 def _too_large(url: str) -> TerminalError:
     return TerminalError(
-        f"the answer of {shown(url)} is larger than a step may output ({MAX_STEP_OUTPUT_BYTES} bytes); "
+        f"the answer of {shown_url(url)} is larger than a step may output ({MAX_STEP_OUTPUT_BYTES} bytes); "
         "with `body: digest` only the size and digest of its body are output",
         error_type=ErrorType.PAYLOAD_TOO_LARGE,
     )
@@ -176,7 +178,3 @@ def _bounded(value: Any) -> Any:
             return float(value)
         case _:
             return value
-
-
-def _without_secret(url: URL) -> URL:
-    return url.with_user(None) if url.user or url.password else url

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from anabranch.services.steps.fetch import shown
 from anabranch.shared.contracts.errors import TerminalError
+from anabranch.shared.contracts.urls import shown_url
 
 Format = Literal["csv", "json", "parquet"]
 
@@ -49,7 +49,7 @@ def format_of(source: Source) -> Format:
     found = source.format or _BY_SUFFIX.get(suffix)
     if found is None:
         raise TerminalError(
-            f"the format of {shown(source.url or source.path or '')} is not known: say `format`",
+            f"the format of {shown_url(source.url or source.path or '')} is not known: say `format`",
             error_type="SourceRefused",
         )
     return found

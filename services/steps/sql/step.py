@@ -17,12 +17,13 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from anabranch.services.steps.context import StepContext
-from anabranch.services.steps.fetch import open_session, refusal, requested, shown
+from anabranch.services.steps.fetch import open_session, refusal, requested
 from anabranch.services.steps.sql.settings import SqlSettings, bytes_of
 from anabranch.services.steps.sql.sources import Source, format_of, written
 from anabranch.services.steps.step_type import step_type
 from anabranch.shared.contracts.errors import ErrorType, TerminalError
 from anabranch.shared.contracts.limits import MAX_STEP_OUTPUT_BYTES, MIB
+from anabranch.shared.contracts.urls import shown_url
 from anabranch.shared.runtime.killable import KillableProcesses, ProcessLimits, killable
 
 _QUERY: Final = "anabranch.services.steps.sql.query:answer"
@@ -129,7 +130,7 @@ async def _fetched(url: str, path: Path, tools: Tools) -> Path:
                 await asyncio.sleep(0)  # a body that is always there, a bomb, must not keep the loop
                 if file.tell() > tools.settings.sql_max_source_bytes:
                     raise TerminalError(
-                        f"{shown(url)} is larger than {tools.settings.sql_max_source_bytes} bytes",
+                        f"{shown_url(url)} is larger than {tools.settings.sql_max_source_bytes} bytes",
                         error_type=ErrorType.PAYLOAD_TOO_LARGE,
                     )
     return path

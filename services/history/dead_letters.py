@@ -2,7 +2,7 @@
 
 from anabranch.services.history.events import Record
 from anabranch.services.history.settings import HistorySettings
-from anabranch.shared.contracts.dead_letters import Origin, dead_letter
+from anabranch.shared.contracts.dead_letters import Origin, dead_letter, letter_key
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.runtime.kafka import Outbox
 
@@ -21,8 +21,9 @@ class KafkaDeadLetters:
             record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers
         )
         letter = dead_letter(origin, service="history", source="history", error_type=error_type, reason=message)
-        partition = partition_of(record.key or b"", self._partitions)
-        self._outbox.append(self._topic, partition, record.key, letter.value, letter.headers)
+        key = letter_key(record.key)
+        partition = partition_of(key or b"", self._partitions)
+        self._outbox.append(self._topic, partition, key, letter.value, letter.headers)
 
     async def acknowledged(self) -> None:
         """Return when all of them are acknowledged."""

@@ -38,7 +38,7 @@ from anabranch.services.orchestrator.refusals import refusals_of_lost
 from anabranch.services.orchestrator.timers import Due, Timers
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Undecodable, decode, encode
-from anabranch.shared.contracts.dead_letters import Origin, dead_letter
+from anabranch.shared.contracts.dead_letters import Origin, dead_letter, letter_key
 from anabranch.shared.contracts.ids import trace_id_of_run
 from anabranch.shared.contracts.limits import MAX_CHECKPOINT_BYTES, MAX_UNACKNOWLEDGED_BYTES, MAX_UNCHECKPOINTED_BYTES
 from anabranch.shared.contracts.text import writable
@@ -381,7 +381,7 @@ class PartitionTask:
         letter = dead_letter(
             origin, service="orchestrator", source=SOURCE, error_type=error_type, reason=reason, traceback=words
         )
-        key = "" if origin.key is None else origin.key.decode(errors="replace")
+        key = (letter_key(origin.key) or b"").decode(errors="replace")
         self._log.append(Append(Channel.DEAD_LETTERS, key, letter.value, letter.headers))
         self._metrics.dead_lettered(error_type)
 

@@ -52,6 +52,7 @@ from anabranch.services.steps.settings import WorkerSettings
 from anabranch.services.steps.step_type import In, Out, StepType
 from anabranch.services.steps.trials import Trials
 from anabranch.shared.contracts.codec import Encoded, Undecodable, decode, headers_of, trace_id_or
+from anabranch.shared.contracts.dead_letters import letter_key
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.ids import attempt_id
 from anabranch.shared.contracts.messages import COMMANDS, AttemptStarted, RunStep
@@ -503,8 +504,9 @@ class Worker(Generic[In, Out]):
         letter = answers.encode_dead_letter(
             record, topic=topic, service=self._source, error_type=error_type, error_message=reason
         )
-        place = partition_of(record.key or b"", self._topics.runs)
-        self._sending.append(self._topics.dead_letters, place, record.key, letter, then)
+        key = letter_key(record.key)
+        place = partition_of(key or b"", self._topics.runs)
+        self._sending.append(self._topics.dead_letters, place, key, letter, then)
         self._facts.dead_lettered()
         self._log.warning(
             "command dead-lettered", topic=topic, partition=record.partition, offset=record.offset, reason=reason

@@ -7,11 +7,12 @@ from hashlib import blake2b
 from typing import Final
 
 from anabranch.shared.contracts.codec import Encoded, encode
-from anabranch.shared.contracts.limits import MAX_ERROR_MESSAGE_CHARS, MAX_MESSAGE_BYTES
+from anabranch.shared.contracts.limits import KIB, MAX_ERROR_MESSAGE_CHARS, MAX_MESSAGE_BYTES
 from anabranch.shared.contracts.messages import DeadLetter
 from anabranch.shared.contracts.text import writable
 
 _VALUE_BYTES: Final = MAX_MESSAGE_BYTES * 3 // 4 * 7 // 8  # as base64, with the envelope, within a message
+_KEY_BYTES: Final = 4 * KIB  # many times what a key of ours has
 _TRACEBACK_CHARS: Final = 8000
 _HEADERS_CHARS: Final = 16_000
 
@@ -34,26 +35,34 @@ class Origin:
     @property
     def place(self) -> str:
         """Where it stood, as `topic/partition/offset` or, without an offset, with its key: the letter's id."""
-        which = str(self.offset) if self.offset >= 0 or self.key is None else self.key.decode(errors="replace")
+        key = letter_key(self.key)
+        which = str(self.offset) if self.offset >= 0 or key is None else key.decode(errors="replace")
         return f"{self.topic}/{self.partition}/{which}"
 
 
 def dead_letter(
     origin: Origin, *, service: str, source: str, error_type: str, reason: str, traceback: str | None = None
 ) -> Encoded:
-    """Return the dead letter of a record; of a value too large for a letter, its beginning, and the reason says so."""
+    """Return the dead letter of a record; of a key or value too large, its beginning, and the reason says so."""
     value, reason = origin.value, writable(reason)
+    if origin.key is not None and len(origin.key) > _KEY_BYTES:
+        reason = f"{reason} (the first {_KEY_BYTES} of {len(origin.key)} bytes of the key are kept)"
     if value is not None and len(value) > _VALUE_BYTES:
         reason = f"{reason} (the first {_VALUE_BYTES} of {len(value)} bytes are kept)"
         value = value[:_VALUE_BYTES]
     letter = DeadLetter(
         topic=origin.topic, partition=origin.partition, offset=origin.offset, at_ms=origin.at_ms,
-        key_base64=_base64(origin.key), value_base64=_base64(value), headers=_text_of(origin.headers),
+        key_base64=_base64(letter_key(origin.key)), value_base64=_base64(value), headers=_text_of(origin.headers),
         service=service, error_type=error_type, error_message=reason[-MAX_ERROR_MESSAGE_CHARS:],
-        traceback=None if traceback is None else traceback[-_TRACEBACK_CHARS:],
+        traceback=None if traceback is None else writable(traceback[-_TRACEBACK_CHARS:]),
     )  # fmt: skip
     trace = blake2b(origin.place.encode(), digest_size=16).hexdigest()
     return encode(letter, message_id=origin.place, source=source, at_ms=origin.at_ms, trace_id=trace)
+
+
+def letter_key(key: bytes | None) -> bytes | None:
+    """Return the key under which the letter of a record with this key is kept: its beginning, if it is a large one."""
+    return None if key is None else key[:_KEY_BYTES]
 
 
 def _text_of(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
@@ -64,7 +73,7 @@ def _text_of(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
         room -= len(name) + len(text)
         if room < 0:
             break
-        kept[name] = text
+        kept[writable(name)] = text
     return kept
 
 

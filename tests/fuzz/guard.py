@@ -70,6 +70,17 @@ class MeteredLoop(asyncio.SelectorEventLoop):
         return 1000 + self._metered.now if self._is_virtual else super().time()
 
 
+def close(loop: asyncio.AbstractEventLoop) -> None:
+    """End everything that a loop still has to do, its threads and processes too, and close it."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left))
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
 @contextmanager
 def bounded(what: str, held_s: float = HELD_S) -> Iterator[Meter]:
     """Fail with `TooCostly` when what is done inside holds the thread or a metered loop too long, or grows too much."""

@@ -29,7 +29,7 @@ from anabranch.shared.contracts.codec import Undecodable, decode, header
 from anabranch.shared.contracts.limits import MAX_RECORD_BYTES
 from anabranch.shared.runtime.metrics import new_registry
 from anabranch.shared.runtime.snapshots import document
-from tests.fuzz.guard import MeteredLoop, bounded, check_appended
+from tests.fuzz.guard import MeteredLoop, bounded, check_appended, close
 from tests.fuzz.values import Wire
 from tests.support.scripted_log import ScriptedLog
 from tests.unit.history.fakes import FakeDeadLetters, FakeEventLog, FakeRecord, FakeSnapshots
@@ -66,7 +66,7 @@ class Life:
                 await self._take(raw)
             if self._restore_every and round_number % self._restore_every == 0:
                 await self._restore()
-            if not self._task.partition.runs:
+            if not self._active():
                 break
             if not new:
                 await asyncio.sleep(_LONG_S / _ROUNDS)
@@ -76,17 +76,20 @@ class Life:
 
     async def _end(self) -> None:
         """Cancel what still runs and let every timer come due: then no run may be left."""
-        for run_id in self._task.partition.runs:
+        for run_id in self._active():
             await self._take(m.CancelRun(run_id=run_id).model_dump_json().encode())
         for _ in range(_ROUNDS):
-            if not self._task.partition.runs:
+            if not self._active():
                 break
             for raw in self._following(self._new(), silent=True):
                 await self._take(raw)
             await asyncio.sleep(_LONG_S)
-        left = [run for run in self._task.partition.runs.values() if self._is_honest or not run.quarantined]
-        assert not left, f"runs that never end: {[(run.id, run.stop, run.steps) for run in left]}"
+        assert not self._active(), f"runs that never end: {self._active()} {self._task.partition.runs}"
         await self._stop()
+
+    def _active(self) -> list[str]:
+        partition = self._task.partition
+        return [*partition.runs, *partition.stored, *partition.broken]
 
     # --- the task -----------------------------------------------------------------------------------------------------
 
@@ -94,6 +97,10 @@ class Life:
         metrics = OrchestratorMetrics(new_registry())
         self._task = PartitionTask(self.log, "pipelines.inbox", metrics, structlog.get_logger(), Pace(), now_ms=_now_ms)
         self._running = asyncio.create_task(self._task.run())
+
+    async def _until_restored(self) -> None:
+        while not self._running.done() and not self._task.is_restored:
+            await asyncio.sleep(0)
 
     async def _stop(self) -> None:
         self._task.stop()
@@ -106,6 +113,9 @@ class Life:
         check_appended("a record", sum(len(each.value) for each in self.log.appended[before:]))
 
     async def _settle(self) -> None:
+        """Wait until everything was taken, which may need a thread's real time, and then a checkpoint's virtual one."""
+        while not self._running.done() and (self._task.offset or 0) < len(self.log.inbox):
+            await asyncio.sleep(0)
         await asyncio.sleep(_SETTLE_S)
         if self._running.done():
             self._running.result()
@@ -115,7 +125,7 @@ class Life:
         await self._stop()
         before = full_changelog(self._task.partition)
         self._start()
-        await self._settle()
+        await self._until_restored()
         after = full_changelog(self._task.partition)
         assert after == before, _difference(before, after)
 
@@ -179,7 +189,10 @@ def addressed(answer: Wire, command: m.RunStep) -> bytes:
 def full_changelog(partition: Partition) -> dict[bytes, bytes | None]:
     """Return everything that the changelog would say of a partition, had it never said anything."""
     twin = copy.copy(partition)
-    twin.changed = {run_id: {HEAD, *range(len(run.steps))} for run_id, run in partition.runs.items()}
+    twin.runs, twin.stored, twin.broken = dict(partition.runs), dict(partition.stored), dict(partition.broken)
+    for run_id in list(twin.stored):  # runs are understood when somebody asks for them
+        twin.awaken(run_id)
+    twin.changed = {run_id: {HEAD, *range(len(run.steps))} for run_id, run in twin.runs.items()}
     twin.written, twin.left_over, twin.finished = {}, {}, copy.deepcopy(partition.finished)
     return dict(changelog.take_changes(twin, 0))
 
@@ -225,8 +238,4 @@ def on_virtual_clock(main: Any, meter: Any) -> None:
         loop.run_until_complete(main)
     finally:
         meter.held_s = max(meter.held_s, loop.meter.held_s)
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
+        close(loop)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Undecodable, decode, encode, header, trace_id_or
-from anabranch.shared.contracts.dead_letters import Origin, dead_letter
+from anabranch.shared.contracts.dead_letters import Origin, dead_letter, letter_key
+from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES
 
 ID = {"message_id": "r/a/1", "source": "/s", "at_ms": 1_770_000_000_123, "trace_id": "0" * 31 + "1"}
 
@@ -55,6 +56,15 @@ def test_a_dead_letter_of_a_record_without_key_and_value_can_be_read() -> None:
     read = decode(m.DEAD_LETTERS, letter.value)
     assert isinstance(read, m.DeadLetter)
     assert (read.key_base64, read.value_base64) == (None, None)
+
+
+def test_a_dead_letter_fits_into_a_record_whatever_the_key_the_headers_and_the_words_are() -> None:
+    """A letter that cannot be written would end its process, and again after each restart."""
+    large, odd = b"k" * 3_000_000, "\ud800" * 9000
+    origin = Origin("pipelines.inbox", 0, 1, 1_770_000_000_123, large, large, ((odd, large), ("\udcff", None)))
+    letter = dead_letter(origin, service="s", source="/s", error_type="X", reason=odd, traceback=odd)
+    assert len(letter.value) + len(letter_key(large) or b"") < MAX_MESSAGE_BYTES
+    assert isinstance(decode(m.DEAD_LETTERS, letter.value), m.DeadLetter)
 
 
 @pytest.mark.parametrize("at_ms", [-1, 253_402_300_800_000, 2**80])

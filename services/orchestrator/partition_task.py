@@ -319,6 +319,7 @@ class PartitionTask:
         except Exception:  # not even failing the run works: nothing touches it any more
             self._logger.exception("run quarantined", run_id=message.run_id)
             self._partition.quarantine(message.run_id)
+            self._timers.drop_run(message.run_id)
             self._metrics.quarantined()
             return Decision(None)
 

@@ -115,6 +115,10 @@ class Changelog:
         self._check(epoch)
         transaction.status = Txn.COMMITTED if commits else Txn.ABORTED
 
+    def spoil(self, change: Change) -> None:
+        """Have a record be another one, as no producer wrote it."""
+        self.transactions.append(Transaction([change], Txn.COMMITTED))
+
     def live(self, *, committed_only: bool = True) -> dict[bytes, bytes]:
         """Return the last value of every key."""
         self._compact()

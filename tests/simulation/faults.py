@@ -31,6 +31,7 @@ def climate_of(random: Random) -> Climate:
         few=random.choice((0.0, 0.5)),
         lost_request=0.5,
         slow_start=random.choice((0.0, 0.5)),
+        restore_failed=random.choice((0.0, 0.0, 0.3)),
     )
 
 
@@ -214,6 +215,12 @@ def _hand_over_again_and_again(world: "World") -> None:
     world.weather.count("series of hand-overs")
 
 
+def _harm(world: "World") -> None:
+    """A record of some run cannot be read, or says what nobody understands, at a take-over."""
+    world.harm.due += 1
+    world.inbox_group.rebalance()
+
+
 def _more_workers(world: "World") -> None:
     slot = world.add_worker()
     world.loop.later(world.random.uniform(5, 30), _remove, slot)
@@ -268,6 +275,7 @@ _FAULTS: dict[str, tuple[int, Callable[["World"], None]]] = {
     "stop worker": (2, _stop("worker")),
     "rebalance": (3, _rebalance),
     "hand over again and again": (2, _hand_over_again_and_again),
+    "harm": (4, _harm),
     "more workers": (2, _more_workers),
     "listener raises": (1, _listener_raises),
     "poison": (1, _poison),

@@ -1,6 +1,7 @@
 """What must hold at the end of every simulation: the guarantees of the architecture, §9."""
 
 import hashlib
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Sized
 from functools import partial
@@ -11,7 +12,9 @@ from anabranch.services.orchestrator.core.effects import Channel
 from anabranch.services.orchestrator.partition_task import PartitionTask
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import decode
+from anabranch.shared.contracts.errors import ErrorType
 
+from .harm import Drawn
 from .oracle import Output, Restored, Told, tell
 from .processes import OrchestratorProcess, WorkerProcess
 from .workload import USES
@@ -39,13 +42,15 @@ def check_quiet(world: "World") -> None:
 
 def _in_flight(task: PartitionTask) -> list[str]:
     partition = task.partition
+    quarantined = {run.id for run in partition.runs.values() if run.quarantined}
+    quarantined |= {run_id for run_id, stored in partition.stored.items() if stored.head.quarantined}
     left: dict[str, Sized] = {
-        "runs": partition.runs,
-        "runs that were not decided on": partition.stored,
+        "runs": partition.runs.keys() - quarantined,
+        "runs that were not decided on": partition.stored.keys() - quarantined,
         "runs that were not understood": partition.broken,
         "timers": task._timers,
         "changes": partition.changed,
-        "steps in the changelog": partition.written,
+        "steps in the changelog": partition.written.keys() - quarantined,
         "steps of ended runs in the changelog": partition.left_over,
     }
     return [f"still has {len(what)} {name}" for name, what in left.items() if len(what)]
@@ -68,20 +73,21 @@ def check(world: "World") -> list[str]:
     told = [_tell(world, partition) for partition in range(world.broker.topics.runs)]
     faults += [f"partition {number}: {fault}" for number, one in enumerate(told) for fault in one.faults]
     faults += _check_lateness(world, told)
-    faults += _check_ends(world)
+    faults += _check_ends(world, told)
+    faults += _check_harmed(told)
     faults += _check_events(world, told)
     faults += _check_outputs(world, told)
     faults += _check_handlers(world, told)
     faults += _check_leases(world)
     faults += _check_commands(world)
-    faults += _check_dead_letters(world)
+    faults += _check_dead_letters(world, told)
     faults += _check_forgetting(world, told)
     return faults
 
 
 def _tell(world: "World", partition: int) -> Told:
     inbox = world.broker.log(world.broker.topics.inbox, partition).records
-    last = Restored(partition, world.broker.changelogs[partition].live())
+    last = Restored(partition, world.broker.changelogs[partition].live(), tuple(world.harm.harmed.get(partition, ())))
     restored = [r for r in world.restored if r.partition == partition] + [last]
     told = tell(inbox, restored, partial(world.holding.between, partition))
     value = last.live.get(changelog.CHECKPOINT_KEY)
@@ -102,9 +108,23 @@ def _check_lateness(world: "World", told: list[Told]) -> list[str]:
     return [f"timer {one.late} was acted upon {one.latest_s:g} s late" for one in told if one.latest_s > LATE_S]
 
 
-def _check_ends(world: "World") -> list[str]:
-    """Every accepted run ends, and none because it hung."""
-    return [f"run {s.message.run_id} has no end" for s in world.submissions if s.message.run_id not in world.ended]
+def _check_ends(world: "World", told: list[Told]) -> list[str]:
+    """Every accepted run ends, and none because it hung; but for those that nobody can end."""
+    done = world.ended.union(world.harm.buried, *(one.untouched for one in told))
+    world.weather.count("decisions that raised", sum(len(one.raised) for one in told))
+    world.weather.count("runs that could not even be failed", sum(len(one.untouched) for one in told))
+    return [f"run {s.message.run_id} has no end" for s in world.submissions if s.message.run_id not in done]
+
+
+def _check_harmed(told: list[Told]) -> list[str]:
+    """A run whose records were harmed fails for it."""
+    faults = []
+    for one in told:
+        for run_id in one.harmed:
+            last = m.RUN_EVENTS.validate_json(one.events[run_id][-1])
+            if isinstance(last, m.RunEnded) and (last.error is None or last.error.type != ErrorType.ENGINE_ERROR):
+                faults.append(f"run {run_id} was harmed and ended as {last}")
+    return faults
 
 
 def _check_events(world: "World", told: list[Told]) -> list[str]:
@@ -153,7 +173,7 @@ _ENDED_STEPS = {"succeeded", "failed", "timed_out", "cancelled", "skipped"}
 
 
 def _check_outputs(world: "World", told: list[Told]) -> list[str]:
-    """Commands and cancellations are those that the inbox says, no more and no fewer, byte for byte.
+    """What the core appends is what the inbox says, channel by channel, no more and no fewer, byte for byte.
 
     But for commands that were refused; and every run has ended, so those were sent again.
     """
@@ -163,17 +183,29 @@ def _check_outputs(world: "World", told: list[Told]) -> list[str]:
     for channel, name, partitions in (
         (Channel.COMMANDS, topics.steps(USES), topics.steps_partitions),
         (Channel.CONTROL, topics.control, 1),
+        (Channel.RUN_EVENTS, topics.run_events, topics.runs),
+        (Channel.INBOX, topics.inbox, topics.runs),
+        (Channel.DEAD_LETTERS, topics.dead_letters, topics.runs),
     ):
         said = set[Output]().union(*(one.outputs[channel] for one in told))
         sent = {
             Output(record.key or b"", record.value or b"", record.headers)
             for log in world.logs(name, partitions)
             for record in log.records
+            if _is_the_cores(channel, record)
         }
         missing = {each for each in said - sent if channel is not Channel.COMMANDS or _sending(each) not in refused}
         if missing or sent - said:
             faults.append(f"{channel}: {len(missing)} records are missing, {len(sent - said)} should not be there")
     return faults
+
+
+def _is_the_cores(channel: Channel, record: "Record") -> bool:
+    """Return whether the core itself made the record: others append to the inbox and to the dead letters too."""
+    headers = dict(record.headers)
+    if channel is Channel.INBOX:
+        return headers.get("ce_type") == b"ContinueRun"
+    return channel is not Channel.DEAD_LETTERS or headers["ce_id"].endswith(b"/lost")
 
 
 def _sending(command: Output) -> tuple[str, str, int, int]:
@@ -225,16 +257,26 @@ def _check_commands(world: "World") -> list[str]:
     ]
 
 
-def _check_dead_letters(world: "World") -> list[str]:
-    """What was poison is a dead letter, and nothing else is, except steps that took their workers with them."""
+def _check_dead_letters(world: "World", told: list[Told]) -> list[str]:
+    """What was poison, raised or was buried is a dead letter, each repeat byte for byte; and steps that were lost."""
     topics = world.broker.topics
-    letters = [r for log in world.logs(topics.dead_letters, topics.runs) for r in log.records]
-    poison = {r.headers for r in letters if b'"Undecodable"' in (r.value or b"")}
-    others = [r.value or b"" for r in letters if r.headers not in poison]
-    faults = [f"a dead letter of {value!r}" for value in others if b"WorkerLost" not in value]
+    faults, letters = [], dict[bytes, bytes]()
+    for record in (r for log in world.logs(topics.dead_letters, topics.runs) for r in log.records):
+        assert record.value is not None
+        if letters.setdefault(dict(record.headers)["ce_id"], record.value) != record.value:
+            faults.append(f"the dead letter {record.headers[0]} was repeated as another")
+    of = [m.DEAD_LETTERS.validate_json(value) for value in letters.values()]
+    poison = [letter for letter in of if letter.error_type == "Undecodable"]
     if len(poison) != world.poisoned:
         faults.append(f"{len(poison)} dead letters of {world.poisoned} poison messages")
-    return faults
+    raised = {(letter.partition, letter.offset) for letter in of if letter.error_type == Drawn.__name__}
+    if raised != {(number, offset) for number, one in enumerate(told) for offset in one.raised}:
+        faults.append(f"other dead letters of records on which deciding raised than the inbox says: {raised}")
+    buried = [b64decode(letter.key_base64 or "") for letter in of if letter.error_type == "ChangelogUnreadable"]
+    if {key.partition(b"/")[0].decode() for key in buried} != world.harm.buried:
+        faults.append(f"dead letters of {buried}, buried were {world.harm.buried}")
+    known = {"Undecodable", Drawn.__name__, "ChangelogUnreadable", ErrorType.WORKER_LOST}
+    return faults + [f"a dead letter of {letter!r}" for letter in of if letter.error_type not in known]
 
 
 def _check_forgetting(world: "World", told: list[Told]) -> list[str]:
@@ -250,10 +292,11 @@ def _check_forgetting(world: "World", told: list[Told]) -> list[str]:
         for key, value in changelog.take_changes(partition, 0):
             if value is None:
                 live.pop(key, None)
+        live = {key: value for key, value in live.items() if key.partition(b"/")[0].decode() not in one.untouched}
         if live.keys() - {changelog.CHECKPOINT_KEY}:
             faults.append(f"the changelog of partition {number} keeps {sorted(live)[:3]}")
-        if one.partition.runs:
-            faults.append(f"partition {number}: the inbox says that {len(one.partition.runs)} runs have not ended")
+        if left := one.partition.runs.keys() - one.untouched:
+            faults.append(f"partition {number}: the inbox says that {len(left)} runs have not ended")
     return faults
 
 

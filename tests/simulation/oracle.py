@@ -1,10 +1,11 @@
 """What the inbox alone says: every record decided once, in order, in one process that nothing happens to."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from anabranch.services.orchestrator.core import changelog
+from anabranch.services.orchestrator.core.decide import Decision
 from anabranch.services.orchestrator.core.effects import Append, Channel
 from anabranch.services.orchestrator.core.partition import Partition, to_runs
 from anabranch.services.orchestrator.core.state import Run
@@ -13,6 +14,7 @@ from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Headers, Undecodable, decode
 
 from .broker import Record
+from .harm import Drawn
 
 
 class Output(NamedTuple):
@@ -28,6 +30,7 @@ class Restored(NamedTuple):
 
     partition: int
     live: Mapping[bytes, bytes]
+    harmed: Sequence[str] = ()  # runs of which records were spoilt by then
 
 
 @dataclass(slots=True)
@@ -39,6 +42,9 @@ class Told:
     events: dict[str, list[bytes]] = field(default_factory=dict)  # by run
     ended_at: dict[tuple[str, str], int] = field(default_factory=dict)  # (run, step) -> offset of its end
     needs: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    raised: set[int] = field(default_factory=set)  # offsets of records on which deciding raised
+    untouched: set[str] = field(default_factory=set)  # runs that could not even be failed
+    harmed: set[str] = field(default_factory=set)  # runs that a take-over found harmed
     faults: list[str] = field(default_factory=list)
     latest_s: float = 0.0  # how long the latest of all timers was due while somebody could have acted upon it
     late: str = ""  # which that was
@@ -51,7 +57,7 @@ Held = Callable[[int, int], float]
 def tell(inbox: Iterable[Record], restored: Iterable[Restored], held: Held) -> Told:
     """Decide a partition of the inbox, and compare every changelog that was restored on the way."""
     told = Told()
-    waiting = sorted(((_offset(r.live), r.live) for r in restored), key=lambda pair: pair[0])
+    waiting = sorted(((_offset(one.live), one) for one in restored), key=lambda pair: pair[0])
     waiting.reverse()
     for record in inbox:
         while waiting and waiting[-1][0] <= record.offset:
@@ -73,7 +79,7 @@ def _decide(told: Told, record: Record) -> None:
     if isinstance(message, Undecodable):
         return
     for part in to_runs(message):
-        decision = told.partition.decide(part, record.at_ms)
+        decision = _decision(told, part, record)
         told.partition.commit(decision, record.at_ms)
         for effect in decision.effects:
             if isinstance(effect, Append):
@@ -82,10 +88,25 @@ def _decide(told: Told, record: Record) -> None:
             _note_ends(told, decision.turn.run, decision.turn.changed, record.offset)
 
 
+def _decision(told: Told, message: m.RunMessage, record: Record) -> Decision:
+    try:
+        return told.partition.decide(message, record.at_ms)
+    except Drawn as error:
+        told.raised.add(record.offset)
+        try:
+            return told.partition.abandon(message, error, record.at_ms)
+        except Drawn:
+            told.partition.quarantine(message.run_id)
+            told.untouched.add(message.run_id)
+            return Decision(None)
+
+
 def _note_lateness(told: Told, record: Record, held: Held) -> None:
     """See for how long the timers that are due by the time of this record could have been acted upon."""
     at = max(told.partition.at, record.at_ms)
     for run in told.partition.runs.values():
+        if run.quarantined:
+            continue
         for timer_id, due_ms in run.timers().items():
             if at > due_ms and (late_s := held(due_ms, at)) > told.latest_s:
                 told.latest_s, told.late = late_s, f"{timer_id} of run {run.id} at offset {record.offset}"
@@ -105,13 +126,26 @@ def _note_ends(told: Told, run: Run, changed: Mapping[int, Any], offset: int) ->
         told.needs[run.id, node.id] = tuple(run.pipeline.steps[need].id for need in node.needs)
 
 
-def _compare(told: Told, offset: int, live: Mapping[bytes, bytes]) -> None:
+def _harm(told: Told, harmed: Sequence[str], found: Partition) -> None:
+    """Make what was harmed what the take-over that found it makes of it: from here on, that is what the inbox says."""
+    expected = told.partition
+    for run_id in harmed:
+        if run_id not in told.harmed:
+            told.harmed.add(run_id)
+            del expected.runs[run_id]
+            expected.changed.pop(run_id, None)
+            if run_id in found.broken:
+                expected.broken[run_id] = found.broken[run_id]
+
+
+def _compare(told: Told, offset: int, restored: Restored) -> None:
     """A restored changelog is what deciding everything before its offset leads to."""
     try:
-        partition, _ = changelog.restore(live)
+        partition, _ = changelog.restore(restored.live)
     except changelog.ChangelogCorrupt as error:
         told.faults.append(f"the changelog at offset {offset} cannot be restored: {error}")
         return
+    _harm(told, restored.harmed, partition)
     expected = told.partition
     if _runs(partition) != _runs(expected):
         told.faults.append(f"the changelog at offset {offset} restores to other runs than the inbox says")
@@ -121,8 +155,8 @@ def _compare(told: Told, offset: int, live: Mapping[bytes, bytes]) -> None:
 
 def _runs(partition: Partition) -> dict[str, object]:
     return {
-        run.id: (run.submission, run.started_at, run.at, run.seq, run.continued, run.stop, run.error, run.steps,
-                 run.open, run.in_flight, run.in_flight_bytes, run.held, run.unmet, run.unhappy, _ready(run))
+        run.id: (run.submission, run.started_at, run.at, run.seq, run.continued, run.stop, run.error, run.quarantined,
+                 run.steps, run.open, run.in_flight, run.in_flight_bytes, run.held, run.unmet, run.unhappy, _ready(run))
         for run in partition.runs.values()
     } | dict.fromkeys(partition.broken, "not understood")  # fmt: skip
 

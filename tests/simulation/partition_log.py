@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-from anabranch.services.orchestrator.core.changelog import Change
+from anabranch.services.orchestrator.core.changelog import CHECKPOINT_KEY, Change
 from anabranch.services.orchestrator.core.effects import Append, Channel
 from anabranch.services.orchestrator.ports import (
     AppendLost,
@@ -13,6 +13,7 @@ from anabranch.services.orchestrator.ports import (
     Fenced,
     InboxGone,
     InboxRecord,
+    RestoreFailed,
 )
 from anabranch.services.orchestrator.refusals import refusal_of
 from anabranch.shared.contracts.partitioner import partition_of
@@ -44,7 +45,7 @@ class MemoryLog:
         lanes: Lanes,
         reader: Reader,
         host: Host | None = None,
-        on_restore: Callable[[int, dict[bytes, bytes]], None] = lambda *_: None,
+        on_restore: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self._partition = partition
         self._assignment = assignment
@@ -82,7 +83,11 @@ class MemoryLog:
     async def read_changelog(self) -> Mapping[bytes, bytes]:
         """Return the live records, committed ones only."""
         live = await self._broker.call(self._host, partial(self._changelog.live, committed_only=self.committed_only))
-        self._on_restore(self._partition, live)
+        if self._broker.weather.restore_fails():
+            if self._broker.weather.random.random() < 0.5:
+                raise RestoreFailed(f"the changelog of partition {self._partition} could not be read")
+            return {**live, CHECKPOINT_KEY: b"?"}  # until somebody mends it
+        self._on_restore(self._partition, live, is_newest=self._epoch == self._changelog.epoch)
         return live
 
     async def seek(self, offset: int | None) -> None:

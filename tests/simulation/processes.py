@@ -131,7 +131,7 @@ class OrchestratorProcess(Process):
         task_type: type[PartitionTask],
         log_type: type[MemoryLog],
         logger: FilteringBoundLogger,
-        on_restore: Callable[[int, dict[bytes, bytes]], None],
+        on_restore: Callable[..., None],
     ) -> None:
         super().__init__(host, broker)
         self._task_type = task_type

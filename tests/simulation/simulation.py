@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from structlog.typing import FilteringBoundLogger
 
+from anabranch.services.orchestrator.core import partition as core_partition
 from anabranch.services.orchestrator.core import turn
 from anabranch.services.orchestrator.partition_task import PartitionTask
 from anabranch.services.steps.worker import Worker
@@ -24,6 +25,7 @@ from . import invariants
 from .broker import Broker, Log, Record
 from .faults import CALM_AT_S, Plan, climate_of
 from .group import Group
+from .harm import Harm, Raising
 from .holding import Holding
 from .oracle import Restored
 from .partition_log import MemoryLog
@@ -103,6 +105,8 @@ class World:
         self.task_type: type[PartitionTask] = self.product.task
         self.slots: list[Slot] = []
         self.poisoned = 0
+        self.raising = Raising(self.random)
+        self.harm = Harm(self)
         self.holding = Holding(self)
         self.loop.later(0, self.holding.look)
         self.broker.on_append = self._on_append
@@ -195,8 +199,10 @@ class World:
             assert record.key is not None
             self.ended.add(record.key.decode())
 
-    def _on_restore(self, partition: int, live: dict[bytes, bytes]) -> None:
-        self.restored.append(Restored(partition, live))
+    def _on_restore(self, partition: int, live: dict[bytes, bytes], *, is_newest: bool) -> None:
+        if is_newest:
+            self.harm.befall(partition, live)
+        self.restored.append(Restored(partition, live, tuple(self.harm.harmed.get(partition, ()))))
 
     def _on_unhandled(self, _: object, context: dict[str, Any]) -> None:
         self.unhandled.append(f"{context.get('message')}: {context.get('exception')!r}")
@@ -210,7 +216,8 @@ class World:
     @property
     def is_settled(self) -> bool:
         """Whether every run has ended and nobody holds anything any more."""
-        if any(submission.message.run_id not in self.ended for submission in self.submissions):
+        done = self.ended | self.raising.untouched | self.harm.buried
+        if any(submission.message.run_id not in done for submission in self.submissions):
             return False
         commands = self.logs(TOPICS.steps(USES), TOPICS.steps_partitions)
         committed = self.steps_group.committed
@@ -278,10 +285,12 @@ def simulate(
     if restoring:
         world.task_type = RestoringTask.of(product.task)
     product.prepare(world)
+    raising = {name: getattr(world.raising, name) for name in ("decide", "abandon", "refuse")}
     try:
         with (
             patch.object(turn, "STEPS_PER_TURN", 2 if seed % 2 else turn.STEPS_PER_TURN),  # runs of a few steps go on
             patch.object(turn, "COST_PER_TURN", 1 if seed % 3 == 0 else turn.COST_PER_TURN),  # after any expression
+            patch.multiple(core_partition, **raising),
         ):
             loop.run_until_complete(_drive(world, Plan.drawn(random, product.favoured)))
             faults = invariants.check(world)

@@ -13,7 +13,7 @@ class _Silent:
     def debug(self, event: str, **_: object) -> None:
         """Say nothing."""
 
-    info = warning = error = debug
+    info = warning = error = exception = debug
 
 
 NO_LOG = cast(FilteringBoundLogger, _Silent())
@@ -30,7 +30,7 @@ class _Loud:
     def debug(self, event: str, **words: object) -> None:
         self._say(f"{event} {' '.join(f'{k}={v}' for k, v in (self._bound | words).items())}")
 
-    info = warning = error = debug
+    info = warning = error = exception = debug
 
 
 def loud(say: Callable[[str], None]) -> FilteringBoundLogger:

@@ -29,6 +29,7 @@ class Climate:
     stale: float = 0.0  # of an assignment: records fetched under an older one are served first
     swallowed: float = 0.0  # of a revoke: the listener raises before it has done anything
     few: float = 0.0  # of a take: it returns less than there is
+    restore_failed: float = 0.0
     lost_request: float = 0.0  # of a request on its way when its process dies
 
 
@@ -72,6 +73,10 @@ class Weather:
         if self._happens(self.climate.checkpoint_unknown, "unknown outcomes of transactions"):
             return Fate.UNKNOWN
         return Fate.WELL
+
+    def restore_fails(self) -> bool:
+        """Whether a changelog cannot be read."""
+        return self._happens(self.climate.restore_failed, "failed restores")
 
     def repeat_after_s(self) -> float | None:
         """Return when a record is appended once more, if it is."""

@@ -57,6 +57,8 @@ class Stored:
 
     def timers(self) -> dict[str, int]:
         """Return the timers that the run has armed, as `Run.timers` does; one that is early does no harm."""
+        if self.head.quarantined:
+            return {}
         stop = self.head.stop
         due = {} if stop is not None and stop.is_for_good else {RUN_TIMEOUT: self.head.timeout_at}
         if stop is not None and (grace := stop.grace_ends_at(self.submission.settings)) is not None:

@@ -193,6 +193,7 @@ def test_a_quarantined_run_stays_quarantined() -> None:
             assert each.ignores(message) is Ignore.QUARANTINED
         assert each.last is not None
         assert each.last.effects == ()
+    assert taken_over(topic, run.at)[0].partition.stored[RUN].timers() == {}
 
 
 def test_the_checkpoint_says_offset_time_and_rules() -> None:

@@ -31,6 +31,7 @@ from anabranch.shared.contracts.limits import (
 )
 from anabranch.shared.contracts.nesting import is_too_deep
 from anabranch.shared.contracts.text import writable
+from anabranch.shared.contracts.urls import redacted, redacted_value
 
 _TRACEBACK_CHARS: Final = 4_000  # the tail: where it was raised
 _TRACEBACK_FRAMES: Final = 50  # of each exception: more than 4,000 characters show
@@ -182,7 +183,9 @@ def details_of(details: object) -> Any:
         plain = orjson.loads(encoded)
     except BaseException:  # noqa: BLE001  an object of the user's, which raises what it likes
         return {"omitted": "the details are not JSON"}
-    return {"omitted": f"the details are nested deeper than {MAX_NESTING} levels"} if is_too_deep(plain) else plain
+    if is_too_deep(plain):
+        return {"omitted": f"the details are nested deeper than {MAX_NESTING} levels"}
+    return redacted_value(plain)
 
 
 def _without_wrapper(error: BaseException) -> BaseException:
@@ -234,8 +237,11 @@ def _text_of(error: BaseException) -> str:
 
 
 def _plain(text: str, chars: int) -> str:
-    """Return a text of Python's own class, cut, that can be encoded. Raises `TypeError` for what is no text."""
-    return writable(str.__getitem__(text, slice(chars)))[:chars]
+    """Return a text of Python's own class, redacted, cut, that can be encoded. Raises `TypeError` for no text.
+
+    Of a URL that is cut nobody could tell which part its password is: so it is redacted first.
+    """
+    return writable(redacted(str.__getitem__(text, slice(2 * chars))))[:chars]
 
 
 def _traceback_of(error: BaseException) -> str:
@@ -245,7 +251,8 @@ def _traceback_of(error: BaseException) -> str:
         else:
             frames = traceback.extract_tb(error.__traceback__, limit=-_TRACEBACK_FRAMES)
             lines = [*traceback.format_list(frames), f"{_type_of(error)}: {_text_of(error)}\n"]
-        return writable("".join(line[:_TRACEBACK_CHARS] for line in lines)[-_TRACEBACK_CHARS:])[-_TRACEBACK_CHARS:]
+        shown = "".join(redacted(line[: 2 * _TRACEBACK_CHARS])[:_TRACEBACK_CHARS] for line in lines)
+        return writable(shown[-_TRACEBACK_CHARS:])[-_TRACEBACK_CHARS:]
     except BaseException as other:  # noqa: BLE001  rendering looks at causes, notes and texts of the user's
         return f"(it cannot be shown: {_type_of(other)} was raised meanwhile)"
 

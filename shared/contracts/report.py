@@ -11,6 +11,7 @@ from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import MAX_CHECKING_COST, MAX_PROBLEMS
 from anabranch.shared.contracts.programs import suggestion
 from anabranch.shared.contracts.source import Position, Source, nearest_pointer
+from anabranch.shared.contracts.urls import redacted
 
 _MAX_COMPARISONS: Final = 10_000  # of names, for suggestions
 _COMPARISON: Final = 300  # units of cost: two names of 60 characters
@@ -79,7 +80,7 @@ class Report:
 
     def add(self, pointer: str, message: str, text: str | None = None, offset: int = 0) -> None:
         """Note a problem; `text` and `offset` name a character in the string at the pointer."""
-        key = (nearest_pointer(self._source.base + pointer), message)
+        key = (nearest_pointer(self._source.base + pointer), redacted(message))
         if key in self.problems:
             return
         if self.full:

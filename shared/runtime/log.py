@@ -1,7 +1,7 @@
 """Structured logs: structlog, one line per fact; stdlib loggers (aiokafka, aiohttp) are routed through it.
 
-No line has the local variables of a traceback: they hold settings with passwords, bodies and keys. Every line has a
-size: long values are cut. No value can make a line fail.
+No line has the local variables of a traceback: they hold settings with passwords, bodies and keys; no URL in a line has
+its credentials. Every line has a size: long values are cut. No value can make a line fail.
 """
 
 import logging
@@ -15,6 +15,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 from anabranch.shared.contracts.text import writable
+from anabranch.shared.contracts.urls import redacted, redacted_value
 from anabranch.shared.runtime.settings import Settings
 
 # While Kafka is away aiokafka says so 130 times a second; the first line is enough, and how many followed.
@@ -118,7 +119,10 @@ def _bounded_object(value: Any) -> Any:
         shown = orjson.dumps(value, default=_shown)
     except TypeError:  # orjson's: a lone surrogate, a key that is no text, 65 bits
         return _cut(_shown(value))
-    return orjson.loads(shown) if len(shown) <= MAX_VALUE_CHARS else _cut(shown.decode())
+    if len(shown) > MAX_VALUE_CHARS:
+        return _cut(shown.decode())
+    value = orjson.loads(shown)
+    return redacted_value(value) if b"://" in shown else value
 
 
 def _shown(value: Any) -> str:
@@ -129,6 +133,7 @@ def _shown(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
+    text = redacted(text)  # before it is cut: of half a URL nobody could tell which part is a password
     if len(text) > MAX_VALUE_CHARS:
         half = MAX_VALUE_CHARS // 2
         text = f"{text[:half]} … {len(text) - 2 * half} characters … {text[-half:]}"

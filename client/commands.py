@@ -15,6 +15,7 @@ from anabranch.client.api import AnabranchClient
 from anabranch.client.model import Fault, GatewayUnreachableError, Problem, ProblemError, Run
 from anabranch.client.pipeline_file import PipelineFile, indented
 from anabranch.client.view import Lines, ending, run_table, view_on
+from anabranch.shared.contracts.text import printable
 
 OK: Final = 0
 FAILED: Final = 1
@@ -36,7 +37,12 @@ class Submission:
 
 def say(message: str) -> None:
     """Tell the person; standard output is for what a program may read."""
-    click.echo(message, err=True)
+    click.echo(printable(message, keep="\n"), err=True)
+
+
+def put(text: str) -> None:
+    """Write what a program may read. In JSON, which most of it is, the escapes mean what they stand for."""
+    click.echo(printable(text, keep="\n"))
 
 
 async def run(url: str, submission: Submission, *, watched: bool, as_json: bool) -> int:
@@ -52,7 +58,7 @@ async def run(url: str, submission: Submission, *, watched: bool, as_json: bool)
         except ProblemError as error:
             return _refused(submission.file, error)
         if not watched:
-            click.echo(accepted.model_dump_json() if as_json else accepted.id)
+            put(accepted.model_dump_json() if as_json else accepted.id)
             return OK
         return await _watch(client, accepted.id, as_json=as_json, needs=submission.file.needs)
 
@@ -64,7 +70,7 @@ async def status(url: str, run_id: str, *, watched: bool, as_json: bool) -> int:
             return await _watch(client, run_id, as_json=as_json, needs={})
         shown = await client.run(run_id)
     if as_json:
-        click.echo(shown.model_dump_json())
+        put(shown.model_dump_json())
         return OK
     console = Console(stderr=False)
     console.print(run_table(shown, rows=max(console.height - 7, 40)))
@@ -83,7 +89,7 @@ async def _watch(client: AnabranchClient, run_id: str, *, as_json: bool, needs: 
         say(f"run {run_id} goes on; look at it with `anabranch status {run_id}`")
         raise
     if as_json:
-        click.echo(ended.model_dump_json())
+        put(ended.model_dump_json())
     else:
         _tell_end(ended)
     return OK if ended.succeeded else FAILED
@@ -104,7 +110,7 @@ async def follow(
 def _tell_end(ended: Run) -> None:
     say(ending(ended))
     if ended.outputs:
-        click.echo(indented(ended.outputs))
+        put(indented(ended.outputs))
 
 
 def _refused(file: PipelineFile, error: ProblemError) -> int:
@@ -120,7 +126,7 @@ def words_of(problem: Problem) -> str:
     """Return what a problem says, with the run it may be about."""
     told = f"{problem.title}: {problem.detail}" if problem.title and problem.detail else problem.title or problem.detail
     maybe = f"\nIt may have been accepted: look with `anabranch status {problem.id}`" if problem.id else ""
-    return f"{told or 'the gateway gave no reason'} (HTTP {problem.status}){maybe}"
+    return f"{printable(told) or 'the gateway gave no reason'} (HTTP {problem.status}){maybe}"
 
 
 async def validate(url: str, file: PipelineFile) -> int:
@@ -132,7 +138,7 @@ async def validate(url: str, file: PipelineFile) -> int:
         faults = validate_offline(file)
         judge = f"no gateway answers at {url}: step types and what they take were not checked"
     for fault in faults:
-        click.echo(file.described(fault))
+        put(file.described(fault))
     count = (
         f"{len(faults)} problem{'s' if len(faults) != 1 else ''}" if faults else f"valid, {len(file.step_names)} steps"
     )

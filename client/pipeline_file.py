@@ -11,6 +11,7 @@ import orjson
 from anabranch.client.model import Fault
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.source import Source, SourceError, parse_source
+from anabranch.shared.contracts.text import printable
 
 _SUBMITTED_UNDER = "/definition"  # where a submission's body holds the pipeline
 
@@ -53,7 +54,7 @@ class PipelineFile:
         place = ":".join(str(part) for part in (self.name, fault.line, fault.column) if part is not None)
         where = fault.pointer.removeprefix("/").replace("/", ".")
         head = f"{place}: {where}: {fault.message}" if where else f"{place}: {fault.message}"
-        return head + self._excerpt(fault)
+        return printable(head) + self._excerpt(fault)
 
     def _locate(self, fault: Fault) -> Fault:
         # Lines and columns that the gateway names are those of the body that was sent, which nobody sees.

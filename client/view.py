@@ -7,12 +7,12 @@ from typing import Final, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from anabranch.client.model import Run, Step
+from anabranch.shared.contracts.text import printable
 
 _STYLES: Final = {
     "succeeded": "green",
@@ -120,7 +120,8 @@ class Lines:
             if not is_trouble or self._troubles > _TROUBLES_TOLD:
                 return
         if step.ended or is_trouble:
-            words = f"  {name:<24} {step.status:<10} {_seconds(step.duration_s()):>8}  {_remark(step, ())}"
+            named = f"{printable(name):<24} {printable(step.status):<10}"
+            words = f"  {named} {_seconds(step.duration_s()):>8}  {_remark(step, ())}"
             self._console.print(words.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
     def _summarise(self, run: Run) -> None:
@@ -151,14 +152,14 @@ def run_table(run: Run, needs: Needs | None = None, *, rows: int = 40) -> Render
     for name in shown:
         step = run.steps[name]
         table.add_row(
-            escape(name),
-            escape(step.uses),
-            Text(step.status, style=_STYLES.get(step.status, "dim")),
+            Text(printable(name)),
+            Text(printable(step.uses)),
+            Text(printable(step.status), style=_STYLES.get(step.status, "dim")),
             str(step.attempt or ""),
             _seconds(step.duration_s()),
-            escape(_remark(step, _unmet(run, (needs or {}).get(name, ())))),
+            Text(_remark(step, _unmet(run, (needs or {}).get(name, ())))),
         )
-    parts: list[RenderableType] = [Text(f"{run.pipeline or 'run'}  {run.id}", style="bold"), table]
+    parts: list[RenderableType] = [Text(printable(f"{run.pipeline or 'run'}  {run.id}"), style="bold"), table]
     if len(shown) < len(run.steps):
         parts.append(Text(f"… and {len(run.steps) - len(shown):,} more steps", style="dim"))
     return Group(*parts, _progress(run))
@@ -192,7 +193,7 @@ def summary(run: Run) -> str:
 def ending(run: Run) -> str:
     """Return how the run ended and why, in one line."""
     why = f": {run.error.type}: {run.error.message}" if run.error else ""
-    return f"run {run.id} {run.status} after {_seconds(run.duration_s()) or '0 ms'}{why}"
+    return printable(f"run {run.id} {run.status} after {_seconds(run.duration_s()) or '0 ms'}{why}")
 
 
 def _progress(run: Run) -> RenderableType:
@@ -202,7 +203,7 @@ def _progress(run: Run) -> RenderableType:
     bar = ProgressBar(
         total=max(len(run.steps), 1), completed=ended, width=32, complete_style=style, finished_style=style
     )
-    grid.add_row(bar, Text(run.status, style=style), Text(summary(run), style="dim"))
+    grid.add_row(bar, Text(printable(run.status), style=style), Text(summary(run), style="dim"))
     return grid
 
 
@@ -211,11 +212,11 @@ def _unmet(run: Run, needs: Sequence[str]) -> tuple[str, ...]:
 
 
 def _remark(step: Step, unmet: Sequence[str]) -> str:
-    error = f"{step.error.type}: {step.error.message}".replace("\n", " ") if step.error else ""
+    error = f"{step.error.type}: {step.error.message}" if step.error else ""
     waits = "" if step.ended else step.waiting_on or ""
     if step.status == "pending" and unmet:
         waits = f"waits for {', '.join(unmet[:4])}{' …' if len(unmet) > 4 else ''}"
-    return "; ".join(filter(None, (waits, error))) or ("cached" if step.cached else "")
+    return printable("; ".join(filter(None, (waits, error))) or ("cached" if step.cached else ""))
 
 
 def _seconds(duration_s: float | None) -> str:

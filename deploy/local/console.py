@@ -6,9 +6,12 @@ import zlib
 from collections.abc import Mapping
 from typing import TextIO
 
+from anabranch.shared.contracts.text import printable
+
 # ANSI foreground colours that are legible on dark and on light ground.
 COLOURS = (32, 33, 34, 35, 36, 92, 94, 95, 96)
 RESET = "\x1b[0m"
+_TAB = "\t"  # of tracebacks
 
 
 def wants_colour(stream: TextIO, env: Mapping[str, str]) -> bool:
@@ -29,7 +32,7 @@ class Console:
         prefix = f"{name:<{self._width}} |"
         if self._colour:
             prefix = f"\x1b[{COLOURS[zlib.crc32(name.encode()) % len(COLOURS)]}m{prefix}{RESET}"
-        self.plain(f"{prefix} {line}")
+        self.plain(f"{prefix} {printable(line, keep=_TAB)}")
 
     def plain(self, line: str) -> None:
         """Write a line as it is."""

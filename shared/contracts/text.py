@@ -4,6 +4,9 @@ Python makes lone surrogates of file names and of JSON's `\\udcff`; no encoder o
 them.
 """
 
+import json
+from unicodedata import category
+
 
 def writable(text: str) -> str:
     r"""Return the text with each lone surrogate written out as `\udcff`; any other text comes back as it is."""
@@ -12,3 +15,18 @@ def writable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-8", "backslashreplace").decode()
     return text
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text as a terminal may show it: what could steer one, or turn its line round, is escaped.
+
+    That is all that Unicode calls control, format, surrogate, private, unassigned or a line's end, but for `keep`.
+    The escapes are those of JSON, so that JSON that is shown so still says the same.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each in keep or _is_seen(each) else json.dumps(each)[1:-1] for each in text)
+
+
+def _is_seen(character: str) -> bool:
+    return character.isprintable() or category(character) == "Zs"  # spaces of other widths

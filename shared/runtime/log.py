@@ -14,7 +14,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-from anabranch.shared.contracts.text import writable
+from anabranch.shared.contracts.text import printable, writable
 from anabranch.shared.contracts.urls import redacted, redacted_value
 from anabranch.shared.runtime.settings import Settings
 
@@ -142,8 +142,16 @@ def _cut(text: str) -> str:
 
 def _rendering(log_format: str) -> tuple[Processor, ...]:
     if log_format == "console":
-        return (structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty()),)
+        return _one_line_each, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
     return (structlog.processors.JSONRenderer(serializer=_json),)
+
+
+def _one_line_each(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Escape what could fake a line on a terminal, or steer it; a traceback has lines of its own."""
+    for name, value in event.items():
+        keep = "\n\t" if name == "exception" else ""
+        event[name] = value if _is_scalar(value) else printable(value if isinstance(value, str) else repr(value), keep)
+    return event
 
 
 def _factory(log_format: str) -> Callable[..., WrappedLogger]:

@@ -34,6 +34,7 @@ from anabranch.shared.contracts.limits import (
     MAX_MACRO_ITERATIONS,
     MAX_NESTING,
 )
+from anabranch.shared.contracts.text import writable
 
 Path = tuple[str, ...]
 
@@ -255,11 +256,17 @@ def compile_expression(source: str, environment: Environment = PIPELINE) -> Prog
     return program
 
 
-def _compiled(source: str, environment: Environment) -> Program:
+def _check_text(source: str) -> None:
     if len(source) > MAX_EXPRESSION_CHARS:
         raise InvalidExpressionError(
             f"the expression has {len(source)} characters, at most {MAX_EXPRESSION_CHARS} may be"
         )
+    if writable(source) != source:  # the engine takes UTF-8
+        raise InvalidExpressionError(f"the expression has half of a surrogate pair: {writable(source)}")
+
+
+def _compiled(source: str, environment: Environment) -> Program:
+    _check_text(source)
     path = _plain_path(source, environment)
     if path is not None:
         _check_path(path)

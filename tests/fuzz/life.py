@@ -12,7 +12,7 @@ The real partition task runs on the scripted log of the unit tests, on a virtual
 import asyncio
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -164,6 +164,10 @@ class Life:
                 continue
             key = (output.channel, output.key, header(output.headers, "ce_id") or "")
             assert self._outputs.setdefault(key, output.value) == output.value, f"{key} was repeated as another"
+
+
+_EXPECTED_LETTERS: Final = frozenset({"Undecodable", "WorkerLost"})
+"""What an honest life may lead to: records that say nothing, and commands that took their workers down."""
 
 
 def _now_ms() -> int:

@@ -388,3 +388,9 @@ def test_one_text_is_compiled_once() -> None:
 def test_an_optional_inside_a_result_is_an_error_and_does_not_end_the_process(source: str) -> None:
     with pytest.raises(ExpressionError, match="has no JSON form"):
         compile_expression(source).evaluate({"inputs": {"n": 1}})
+
+
+def test_half_of_a_surrogate_pair_is_refused_before_the_engine_sees_it() -> None:
+    """The engine takes UTF-8 only, and would raise what nobody expects."""
+    with pytest.raises(InvalidExpressionError, match=r"half of a surrogate pair: '\\ud800'"):
+        compile_expression("'\ud800'")

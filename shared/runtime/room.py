@@ -20,13 +20,23 @@ class Room:
         else:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._line.append((size, turn))
-            await turn
+            await self._wait(size, turn)
         return size
+
+    async def _wait(self, size: int, turn: asyncio.Future[None]) -> None:
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():  # the next in line may fit where this one did not
+                self.give_back(0)
+            else:  # its turn had come before it heard of it
+                self.give_back(size)
+            raise
 
     def give_back(self, size: int) -> None:
         """Free what `take` returned."""
         self._free += size
-        while self._line and self._line[0][0] <= self._free:
+        while self._line and (self._line[0][1].done() or self._line[0][0] <= self._free):
             waited, turn = self._line.popleft()
             if not turn.done():
                 self._free -= waited

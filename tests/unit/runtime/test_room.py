@@ -35,3 +35,26 @@ async def test_who_gave_up_takes_nothing() -> None:
     await turns()
     room.give_back(10)
     assert await next_one == 10
+
+
+async def test_who_gave_up_lets_the_next_one_through() -> None:
+    """Who is smaller and waits behind does not wait for what is not wanted any more."""
+    room = Room(10)
+    await room.take(8)
+    gone, next_one = asyncio.ensure_future(room.take(10)), asyncio.ensure_future(room.take(1))
+    await turns()
+    gone.cancel()
+    await turns()
+    assert next_one.done()
+
+
+async def test_who_gave_up_as_the_turn_came_gives_it_back() -> None:
+    """Bytes that nobody took would be missing for ever."""
+    room = Room(10)
+    await room.take(10)
+    gone = asyncio.ensure_future(room.take(10))
+    await turns()
+    room.give_back(10)
+    gone.cancel()
+    await turns()
+    assert await asyncio.wait_for(room.take(10), 20) == 10

@@ -1,8 +1,10 @@
 """What is known about runs in Redis, and the runs this gateway accepted itself."""
 
+import asyncio
 import re
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
@@ -13,13 +15,15 @@ from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.reading import Submission
 from anabranch.shared.contracts.bounded import BoundedMemory
 from anabranch.shared.contracts.errors import AnabranchError
-from anabranch.shared.contracts.limits import MIB
+from anabranch.shared.contracts.limits import MAX_READING_BYTES, MAX_UNCOUNTED_READING_BYTES, MIB
 from anabranch.shared.contracts.times import rfc3339
 from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.room import Room
 from anabranch.shared.runtime.snapshots import (
     ACCEPTED,
     BODY_HASH,
     ENDED_STATUSES,
+    SEQ,
     STATUS,
     accepted_document,
     document,
@@ -34,6 +38,9 @@ _REMEMBERED_S: Final = 3600.0
 _REMEMBERED: Final = 20_000
 _REMEMBERED_BYTES: Final = 64 * MIB
 
+_COPIES: Final = 3  # of a document while it is put together: what Redis sent, its fields, the document
+_ROOM_WITHIN_S: Final = 10.0  # for this long a large document waits for its turn
+
 _RUN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -41,12 +48,17 @@ class ReadsUnavailable(AnabranchError):
     """Redis does not answer."""
 
 
+class ReadsBusy(ReadsUnavailable):
+    """Too many large documents are being read."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run as it is known now: its status, and its whole document as JSON."""
+    """A run as it is known now: its status, and its whole document as JSON. `is_large`: others wait for its room."""
 
     status: str
     body: bytes
+    is_large: bool = False
 
     @property
     def has_ended(self) -> bool:
@@ -66,6 +78,10 @@ class AcceptedRuns:
     def remember(self, run_id: str, submission: Submission, at_ms: int) -> None:
         """Kafka acknowledged this run at this broker time."""
         self._runs.put(run_id, (submission, at_ms), weight=submission.weight)
+
+    def knows(self, run_id: str) -> bool:
+        """Return whether this gateway accepted the run lately."""
+        return self._runs.get(run_id) is not None
 
     def view(self, run_id: str) -> RunView | None:
         """Return the run as accepted, or None when it is not known here."""
@@ -94,17 +110,58 @@ class RunReads:
         self._keys = keys
         self._accepted = accepted
         self._metrics = metrics
+        self._room = Room(MAX_READING_BYTES)
 
-    async def view(self, run_id: str) -> RunView | None:
-        """Return the run, or None when nobody knows it. Raises `ReadsUnavailable`."""
+    @asynccontextmanager
+    async def view(self, run_id: str) -> AsyncIterator[RunView | None]:
+        """Yield the run, or None when nobody knows it; a large one has its room as long as the context lasts.
+
+        Raises `ReadsUnavailable`, and of that `ReadsBusy` when there is no room in time.
+        """
+        size = await self._size(run_id) if _RUN_ID.fullmatch(run_id) else None
+        if size is None:
+            yield self._accepted.view(run_id)
+        elif size <= MAX_UNCOUNTED_READING_BYTES:
+            yield await self._projected(run_id)
+        else:
+            taken = await self._take_room(_COPIES * size)
+            try:
+                view = await self._projected(run_id, is_large=True)
+                kept = min(taken, len(view.body) if view else 0)
+                self._room.give_back(taken - kept)
+                taken = kept
+                yield view
+            finally:
+                self._room.give_back(taken)
+
+    async def is_open(self, run_id: str) -> bool:
+        """Return whether the run is known and has not ended. Raises `ReadsUnavailable`."""
         if not _RUN_ID.fullmatch(run_id):
-            return None
-        fields = await self._ask(
-            cast(Awaitable[Mapping[bytes, bytes]], self._redis.hgetall(self._keys.run(run_id))), "read"
-        )
-        if fields:
-            return RunView(status_of(fields), document(run_id, fields))
-        return self._accepted.view(run_id)
+            return False
+        asked = self._redis.hmget(self._keys.run(run_id), [SEQ.decode(), STATUS.decode()])
+        seq, status = await self._ask(cast(Awaitable[list[bytes | None]], asked), "read")
+        if seq is None and status is None:
+            return self._accepted.knows(run_id)
+        return status is None or status.decode() not in ENDED_STATUSES
+
+    async def _size(self, run_id: str) -> int | None:
+        """Return the bytes of all fields as Redis holds them; None when it does not know the run."""
+        asked = self._redis.memory_usage(self._keys.run(run_id), samples=0)
+        return await self._ask(asked, "read")
+
+    async def _take_room(self, size: int) -> int:
+        try:
+            async with asyncio.timeout(_ROOM_WITHIN_S):
+                return await self._room.take(size)
+        except TimeoutError as error:
+            raise ReadsBusy("too many large documents are being read") from error
+
+    async def _projected(self, run_id: str, *, is_large: bool = False) -> RunView | None:
+        asked = self._redis.hgetall(self._keys.run(run_id))
+        fields = await self._ask(cast(Awaitable[Mapping[bytes, bytes]], asked), "read")
+        if not fields:  # it went meanwhile
+            return self._accepted.view(run_id)
+        return RunView(status_of(fields), document(run_id, fields), is_large)
 
     async def status(self, run_id: str) -> str | None:
         """Return the projected status alone, or None. Raises `ReadsUnavailable`."""

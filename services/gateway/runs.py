@@ -1,26 +1,31 @@
 """Handlers of runs."""
 
-from contextlib import nullcontext
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from typing import Final
 
 import orjson
 from aiohttp import web
 
 from anabranch.services.gateway import keys
-from anabranch.services.gateway.body import media_type_of
+from anabranch.services.gateway.body import ClientLeft, media_type_of
 from anabranch.services.gateway.intake import Accepted, Request
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
-from anabranch.services.gateway.reads import ReadsUnavailable, RunView
+from anabranch.services.gateway.reads import ReadsBusy, ReadsUnavailable, RunView
 from anabranch.services.gateway.requests import idempotency_key_of, trace_id_of, wait_s_of
 from anabranch.services.gateway.waiting import Watch, until_ended
 from anabranch.shared.contracts.ids import new_run_id, run_id_for_key
+from anabranch.shared.contracts.limits import KIB
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.snapshots import ENDED_STATUSES
 
 _JSON: Final = "application/json"
+_PIECE_BYTES: Final = 256 * KIB  # of a large document: what the transport copies at a time
+_SENDING_S: Final = 60.0  # for a large document: others wait for its room
 
 
-async def submit_run(request: web.Request) -> web.Response:
+async def submit_run(request: web.Request) -> web.StreamResponse:
     """`POST /v1/runs`: 202 when Kafka has acknowledged the run; with `?wait=`, 200 with the run when it has ended."""
     app = request.app
     settings = app[keys.SETTINGS]
@@ -42,44 +47,77 @@ async def submit_run(request: web.Request) -> web.Response:
         return await _when_ended(request, run_id, watch, deadline, accepted)
 
 
-async def get_run(request: web.Request) -> web.Response:
+async def get_run(request: web.Request) -> web.StreamResponse:
     """`GET /v1/runs/{id}`: the run document; with `?wait=`, when the run has ended or the time is up."""
     app = request.app
     run_id = request.match_info["id"]
     wait_s = wait_s_of(request, app[keys.SETTINGS].max_wait_s)
-    view = await _view(app, run_id)
-    if wait_s and view is not None and not view.has_ended:
+    if wait_s and await _is_open(app, run_id):
         if app[keys.WATCHES].full:
             raise ProblemError(Kind.TOO_MANY, "Too many requests wait for runs.", retry_after_s=1)
         with app[keys.WATCHES].watching(run_id) as watch:
             await until_ended(watch, run_id, app[keys.READS], Deadline.after(wait_s), connected=lambda: _hears(request))
-        view = await _view(app, run_id)
-    if view is None:
-        raise ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
-    return web.Response(body=view.body, content_type=_JSON)
+    async with _view(app, run_id) as view:
+        if view is None:
+            raise ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
+        return await _sent(request, view, 200, {})
 
 
 async def _when_ended(
     request: web.Request, run_id: str, watch: Watch, deadline: Deadline, accepted: Accepted
-) -> web.Response:
+) -> web.StreamResponse:
     reads = request.app[keys.READS]
     await until_ended(watch, run_id, reads, deadline, connected=lambda: _hears(request))
     try:
-        view = await reads.view(run_id)
+        async with reads.view(run_id) as view:
+            if view is not None:
+                return await _sent(request, view, 200 if view.has_ended else 202, _location(run_id))
     except ReadsUnavailable:
-        view = None
-    if view is None:
-        return _accepted(run_id, accepted)
-    return web.Response(
-        body=view.body, status=200 if view.has_ended else 202, content_type=_JSON, headers=_location(run_id)
-    )
+        pass  # the run was accepted all the same
+    return _accepted(run_id, accepted)
 
 
-async def _view(app: web.Application, run_id: str) -> RunView | None:
+@asynccontextmanager
+async def _view(app: web.Application, run_id: str) -> AsyncIterator[RunView | None]:
     try:
-        return await app[keys.READS].view(run_id)
+        async with app[keys.READS].view(run_id) as view:
+            yield view
     except ReadsUnavailable as error:
-        raise unavailable("Runs cannot be read now: Redis does not answer.", retry_after_s=1) from error
+        raise _not_readable(error) from error
+
+
+async def _is_open(app: web.Application, run_id: str) -> bool:
+    try:
+        return await app[keys.READS].is_open(run_id)
+    except ReadsUnavailable as error:
+        raise _not_readable(error) from error
+
+
+def _not_readable(error: ReadsUnavailable) -> ProblemError:
+    if isinstance(error, ReadsBusy):
+        return unavailable("Too many large runs are being read.", retry_after_s=5)
+    return unavailable("Runs cannot be read now: Redis does not answer.", retry_after_s=1)
+
+
+async def _sent(request: web.Request, view: RunView, status: int, headers: dict[str, str]) -> web.StreamResponse:
+    """Return the answer with the run; a large one is sent here already, while it has its room."""
+    if not view.is_large or request.method == "HEAD":
+        return web.Response(body=view.body, status=status, content_type=_JSON, headers=headers)
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_type = _JSON
+    response.content_length = len(view.body)
+    try:
+        async with asyncio.timeout(_SENDING_S):
+            await response.prepare(request)
+            whole = memoryview(view.body)
+            for start in range(0, len(whole), _PIECE_BYTES):
+                await response.write(whole[start : start + _PIECE_BYTES])
+            await response.write_eof()
+    except (ConnectionError, TimeoutError) as error:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ClientLeft from error
+    return response
 
 
 def _accepted(run_id: str, accepted: Accepted) -> web.Response:

@@ -23,8 +23,8 @@ MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
 MAX_INTEGER: Final = 2**63 - 1
 
 # What it may cost to check a submission, in units of about 0.1 µs, estimated before the work is done (weights.py): a
-# definition of 10,000 steps with an expression of its own each has 20 million. A count, the same on every machine.
-MAX_CHECKING_COST: Final = 50_000_000
+# definition of 10,000 steps with an expression of its own each has 30 million. A count, the same on every machine.
+MAX_CHECKING_COST: Final = 40_000_000
 MAX_CHECKING_COST_IN_LINE: Final = 300_000  # on the gateway's loop: at most 30 ms in which nobody else is answered
 MAX_SCHEMA_COST: Final = 2_000_000  # to compile one schema: 50,000 keywords, or 300,000 states of patterns
 MAX_SCHEMA_WEIGHT: Final = 100_000  # keywords that apply to one value, with `$ref` followed; thousands are already odd
@@ -79,6 +79,11 @@ MAX_WINDOW_BYTES: Final = 16 * MIB
 MAX_UNACKNOWLEDGED_BYTES: Final = 32 * MIB
 MAX_FETCHED_BYTES: Final = 32 * MIB
 MAX_FETCH_BYTES: Final = 8 * MIB  # of one answer of a broker: some thousand records, or one of the largest
+
+# What run documents take that a gateway reads, puts together and sends at once. One is held three times while it is put
+# together, so the largest come one after the other; small ones are not counted.
+MAX_READING_BYTES: Final = 128 * MIB
+MAX_UNCOUNTED_READING_BYTES: Final = 64 * KIB
 
 # What one checkpoint holds, more or less: encoded in milliseconds, written far within a transaction's time.
 MAX_CHECKPOINT_BYTES: Final = 8 * MIB

@@ -90,6 +90,14 @@ class FakeRedis:
         self._answer()
         return self.hashes.get(key, {}).get(name.encode())
 
+    async def hmget(self, key: str, names: list[str]) -> list[bytes | None]:
+        return [await self.hget(key, name) for name in names]
+
+    async def memory_usage(self, key: str, samples: int) -> int | None:
+        self._answer()
+        found = self.hashes.get(key)
+        return None if found is None else sum(len(name) + len(value) + 64 for name, value in found.items())
+
     def pipeline(self, transaction: bool) -> "_FakePipeline":
         return _FakePipeline(self)
 

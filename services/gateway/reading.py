@@ -73,7 +73,7 @@ class Reading:
         _check_envelope(source, envelope)
         definition, known, inputs = None, False, {}
         value = source.value
-        faults, more = _faults(envelope.sorted()), envelope.more
+        faults, more = _faults(envelope.sorted()) if envelope.problems else [], envelope.more
         if isinstance(value, dict) and "definition" in value:
             try:
                 definition, known = self._valid(source.part("definition"), budget)

@@ -16,22 +16,53 @@ UNBOUNDED: Final = 10**9  # of a schema that refers to itself for the same value
 # ---- Expressions ---------------------------------------------------------------------------------------------------
 
 _EXPRESSION: Final = 1_000
+_PATH: Final = 300  # a plain path is not compiled
 _TOKEN: Final = 200
+_CHARACTER: Final = 2  # the engine looks for names that are near
+_ODD_CHARACTER: Final = 80  # each is an error of its own
 _MACRO: Final = 20_000
 _DOUBLING: Final = 10_000  # an optMap in a chain is written out twice by the engine
 _MAX_DOUBLINGS: Final = 20
 _TEXTS: Final = re.compile(r"'[^'\\]*'|\"[^\"\\]*\"")
+_PLAIN_PATH: Final = re.compile(r"\s*\w+(?:\.\w+|\[0\])*\s*", re.ASCII)
 _TOKENS: Final = re.compile(r"\w+|[^\w\s]")
+_ODD: Final = re.compile(r"[^\x00-\x7f]")
 _MACROS: Final = re.compile(r"\b(?:all|exists|exists_one|existsOne|map|filter|bind)\s*\(")
-_DOUBLINGS: Final = re.compile(r"\b(?:optMap|optFlatMap)\s*\(")
+_DOUBLED: Final = re.compile(
+    r"(?P<double>\.\s*(?:optMap|optFlatMap)\s*\()|(?P<optional>\.\s*\?|\[\s*\?)|(?P<open>[(\[{])|(?P<close>[)\]}])"
+    r"|(?P<next>[-,+*/%<>=!&|?:])"
+)
 
 
 def expression_cost(text: str) -> int:
     """Return what compiling an expression costs at most."""
-    bare = _TEXTS.sub("''", text)
-    doublings = len(_DOUBLINGS.findall(bare))
+    bare = _TEXTS.sub("0", text)
+    if _PLAIN_PATH.fullmatch(bare):
+        return _PATH + _CHARACTER * len(bare)
     cost = _EXPRESSION + _TOKEN * len(_TOKENS.findall(bare)) + _MACRO * len(_MACROS.findall(bare))
-    return cost + (_DOUBLING << min(doublings, _MAX_DOUBLINGS) if doublings else 0)
+    cost += _CHARACTER * len(bare)
+    if not bare.isascii():
+        cost += _ODD_CHARACTER * len(_ODD.findall(bare))
+    return cost + _DOUBLING * _doublings(bare) if "opt" in bare else cost
+
+
+def _doublings(bare: str) -> int:
+    """Return how many times something is written out for the chains of `optMap`: what stands before each, twice."""
+    found = 0
+    levels = [[0, 0]]  # by open bracket: doublings in the operand that is being read, the most of an operand before
+    for match in _DOUBLED.finditer(bare):
+        kind, level = match.lastgroup, levels[-1]
+        if kind == "double":
+            level[0] = min(level[0] + 1, _MAX_DOUBLINGS)
+            found += 1 << level[0]
+        if kind == "next":
+            levels[-1] = [0, max(level)]
+        elif kind == "close" and len(levels) > 1:
+            levels.pop()
+            levels[-1][0] = max(levels[-1][0], *level)
+        elif kind in ("double", "open") or match[0].startswith("["):
+            levels.append([0, 0])
+    return found
 
 
 # ---- Patterns ------------------------------------------------------------------------------------------------------
@@ -301,8 +332,14 @@ class ValueSize:
     repeated_by_key: int
 
 
+_OF_EIGHT_BYTES: Final = frozenset((int, float, bool, type(None)))
+_ONE: Final = ValueSize(1, 8, 8, 0)
+
+
 def size_of(value: Any) -> ValueSize:
     """Measure a JSON value."""
+    if type(value) in _OF_EIGHT_BYTES:
+        return _ONE
     order: list[tuple[int, Any]] = [(-1, value)]
     sizes: list[int] = []
     for at, (_, one) in enumerate(order):  # grows while it is read

@@ -80,10 +80,29 @@ def test_a_value_is_measured_with_what_errors_repeat() -> None:
 
 def test_an_expression_costs_by_its_tokens_and_macros() -> None:
     """A long text costs nothing, a chain of optMap doubles."""
-    assert expression_cost("'" + "x" * 4000 + "'") < 2_000
+    assert expression_cost("'" + "x" * 4000 + "'") < 3_000
     assert expression_cost("[1].map(x, x)") > expression_cost("[1].size(x, x)") + 10_000
-    chain = "a" + ".optMap(v, v)" * 10
+    assert expression_cost("é" * 2000) > 160_000  # 16 ms of errors were counted as one name
+    assert expression_cost("inputs.a") < 1_000
+
+
+ONE = "a.?b.optMap(v, v).orValue(1)"
+
+
+@pytest.mark.parametrize(
+    "chain",
+    ["a" + ".optMap(v, v)" * 10, "(" * 10 + "a" + ".optMap(v, v))" * 10, "f(" * 10 + "a" + ").optMap(v, v)" * 10,
+     "a" + ".optFlatMap(v, v) " * 10],
+)  # fmt: skip
+def test_a_chain_of_optional_macros_doubles(chain: str) -> None:
+    """What stands before each of them is written out twice, in whatever brackets."""
     assert expression_cost(chain + ".optMap(v, v)") > 1.8 * expression_cost(chain)
+
+
+@pytest.mark.parametrize("several", ["[" + ", ".join([ONE] * 60) + "]", " + ".join([ONE] * 60)])
+def test_optional_macros_beside_one_another_do_not_double(several: str) -> None:
+    """Sixty of them cost sixty times one: they take 60 ms and were refused as if they took days."""
+    assert expression_cost(several) < 62 * expression_cost(ONE)
 
 
 # ---- Random schemas on random values -------------------------------------------------------------------------------

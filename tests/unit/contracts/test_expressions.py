@@ -394,3 +394,25 @@ def test_half_of_a_surrogate_pair_is_refused_before_the_engine_sees_it() -> None
     """The engine takes UTF-8 only, and would raise what nobody expects."""
     with pytest.raises(InvalidExpressionError, match=r"half of a surrogate pair: '\\ud800'"):
         compile_expression("'\ud800'")
+
+
+_MANY_NULLS = """
+from anabranch.shared.contracts.expressions import ExpressionError
+from anabranch.shared.contracts.programs import compile_expression
+
+inputs = {"x": [None] * 3_000}
+for source in ("inputs.x.map(i, i)", "{'a': [null], 'b': inputs.x}", "inputs.x + [type(1)]", "null"):
+    program = compile_expression(source)
+    for _ in range(100):
+        try:
+            program.evaluate({"inputs": inputs})
+        except ExpressionError:
+            pass
+print("lives")
+"""
+
+
+def test_nulls_in_results_do_not_end_the_process() -> None:
+    """The engine takes a reference from None for each null that it returns."""
+    done = subprocess.run([sys.executable, "-c", _MANY_NULLS], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "lives\n"), done.stderr[-1000:]

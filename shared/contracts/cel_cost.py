@@ -44,6 +44,10 @@ _SEARCH: Final = 8  # a character that a text is searched at; and one more for e
 _SLOW: Final[Mapping[str, int]] = {"strings.quote": 16, "trim": 12, "reverse": 12, "charAt": 8, "substring": 4}
 _UNKNOWN: Final = 1 << 62
 _SHORT_CHARS: Final = 256  # of a text that is not measured
+_PIECE_COUNT: Final = 4_096  # values weighed before it is looked whether they are too much
+_CONTAINER: Final = 200  # a list or an object that is parsed, gone through and written
+_PART: Final = 40  # a value in one of them
+_SHORT_BYTES: Final = 512  # of JSON, whatever is in it
 _SCALAR_TYPES: Final = frozenset((int, float, bool, type(None)))
 
 
@@ -200,12 +204,35 @@ def weight(value: Any) -> int:
     return total
 
 
+def cost_of_parts(written: bytes) -> int:
+    """Return what the parts of a JSON text cost beside its bytes: of many empty objects, most of all.
+
+    Brackets and commas are counted, in texts as well: going through it to tell them apart would cost as much.
+    """
+    if len(written) < _SHORT_BYTES:
+        return 0
+    return _CONTAINER * (written.count(b"{") + written.count(b"[")) + _PART * written.count(b",")
+
+
 def _weights(values: Iterable[Any]) -> list[int]:
     values = list(values)
     kinds = set(map(type, values))
     if kinds <= {str}:
         return list(map(len if "".join(values).isascii() else _bytes, values))
-    return [_SCALAR] * len(values) if kinds <= _SCALAR_TYPES else list(map(weight, values))
+    return [_SCALAR] * len(values) if kinds <= _SCALAR_TYPES else _weights_of_nested(values)
+
+
+def _weights_of_nested(values: list[Any]) -> list[int]:
+    """Weigh piece by piece, up to what is too much anyway. Raises `TooExpensive`."""
+    weights: list[int] = []
+    total = 0
+    for start in range(0, len(values), _PIECE_COUNT):
+        piece = list(map(weight, values[start : start + _PIECE_COUNT]))
+        weights += piece
+        total += sum(piece) + ELEMENT * len(piece)
+        if GIVEN * total > MAX_EXPRESSION_COST:
+            raise TooExpensive
+    return weights
 
 
 def _bytes(text: str) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import orjson
 
+from anabranch.shared.contracts.cel_cost import cost_of_parts
 from anabranch.shared.contracts.limits import MAX_EXPRESSION_CHARS, MAX_RENDERED_BYTES, MAX_TEMPLATE_COST
 from anabranch.shared.contracts.programs import (
     CONDITION,
@@ -220,8 +221,8 @@ class _Rendering:
             value = one.program.evaluate(self._context, meter=self)
         except ExpressionError as error:
             raise ExpressionError(error.message, one.pointer) from error
-        weight = _weight(value)
-        self.charge(_WEIGHED * weight)
+        weight, cost = _weight(value)
+        self.charge(cost)
         self._bytes += weight
         if self._bytes > MAX_RENDERED_BYTES:
             raise ExpressionError(f"the results weigh more than {MAX_RENDERED_BYTES} bytes", one.pointer)
@@ -236,10 +237,13 @@ class _Rendering:
 _WEIGHED: Final = 4  # units: a byte of a result is made JSON to be weighed, and again to be sent
 
 
-def _weight(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    return len(orjson.dumps(value)) if isinstance(value, list | dict) else 8
+def _weight(value: Any) -> tuple[int, int]:
+    """Return the bytes of a result, and what it costs to make it JSON."""
+    if isinstance(value, list | dict):
+        written = orjson.dumps(value)
+        return len(written), _WEIGHED * len(written) + cost_of_parts(written)
+    weight = len(value) if isinstance(value, str) else 8
+    return weight, _WEIGHED * weight
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,24 @@ a value at the limit in the largest envelope. pydantic's own JSON parser stops a
 travels or is stored is read with it.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, Final
 
 from anabranch.shared.contracts.limits import MAX_NESTING
+
+_HOLDS: Final = frozenset((dict, list, tuple))  # what parsers make, and pydantic of them
+_FEW: Final = 8  # children that are gone through one by one
 
 
 def is_too_deep(value: Any, limit: int = MAX_NESTING) -> bool:
     """Return whether a JSON value has more than `limit` levels of lists and objects."""
-    level = [value] if isinstance(value, dict | list | tuple) else []
+    level = [value] if type(value) in _HOLDS else []
     depth = 0
     while level:
         depth += 1
         if depth > limit:
             return True
-        level = [child for each in level for child in _children(each) if isinstance(child, dict | list | tuple)]
+        level = [child for each in level for child in _children(each) if type(child) in _HOLDS]
     return False
 
 
@@ -32,4 +35,7 @@ def holds_too_deep(value: Any, encoded: bytes, limit: int = MAX_NESTING) -> bool
 
 
 def _children(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
+    if not value:
+        return ()
+    children: Collection[Any] = value.values() if type(value) is dict else value
+    return () if len(children) > _FEW and _HOLDS.isdisjoint(map(type, children)) else children

@@ -17,6 +17,7 @@ from anabranch.services.orchestrator.core.status import DISPATCHED, TERMINAL, Ru
 from anabranch.services.orchestrator.core.turn import Turn, finished
 from anabranch.services.orchestrator.core.values import Reading, StepValues, encoded
 from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.cel_cost import cost_of_parts
 from anabranch.shared.contracts.codec import Encoded
 from anabranch.shared.contracts.errors import ErrorType, StepError
 from anabranch.shared.contracts.expressions import (
@@ -328,6 +329,7 @@ def _finish_with(turn: Turn, index: int, step: Step, started_at: int, output: An
     if error is not None:
         fail(turn, index, replace(step, started_at=started_at), error)
         return
+    turn.budget.charge(cost_of_parts(held))
     turn.change(index, step.succeeded(turn.at, started_at, None if output is None else held), output=output)
 
 

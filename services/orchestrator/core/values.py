@@ -11,7 +11,7 @@ import orjson
 from pydantic_core import to_json
 
 from anabranch.services.orchestrator.core.state import Step
-from anabranch.shared.contracts.cel_cost import GIVEN
+from anabranch.shared.contracts.cel_cost import GIVEN, cost_of_parts
 from anabranch.shared.contracts.expressions import ExpressionError, Meter
 from anabranch.shared.contracts.limits import KIB, MAX_TEMPLATE_COST, MIB
 
@@ -36,11 +36,13 @@ class Reading:
 
     def value_of(self, output: bytes) -> Any:
         """Return the value of an output. Raises `ExpressionError` for more than an evaluation may cost in all."""
-        cost = GIVEN * len(output)
+        cost = GIVEN * len(output) + cost_of_parts(output)
         self._cost += cost
         self._meter.charge(cost)
         if self._cost > MAX_TEMPLATE_COST:
-            raise ExpressionError(f"the outputs it names take more than {MAX_TEMPLATE_COST // GIVEN} bytes")
+            raise ExpressionError(
+                f"the outputs it names take more than {MAX_TEMPLATE_COST // GIVEN} bytes or too many parts"
+            )
         return _READ.value_of(output)
 
 

@@ -335,3 +335,28 @@ def test_a_size_is_what_a_value_weighs_and_how_many_it_holds(value: Any, most: i
     size = size_of(value)
     assert (size.most, size.total, size.length, size.item) == (most, most, length, item)
     assert weight(value) == most
+
+
+def test_values_of_many_parts_cost_more_than_their_bytes_when_they_are_rendered() -> None:
+    """A byte of `[{}, {}, …]` takes thirty times the work of a byte of a text."""
+
+    class Sum:
+        cost = 0
+
+        def charge(self, cost: int) -> None:
+            self.cost += cost
+
+    def cost_of(value: Any) -> int:
+        meter = Sum()
+        compile_template("${{ inputs.x }}").render({"inputs": {"x": value}}, meter)
+        return meter.cost
+
+    assert cost_of([{}] * 80_000) > 15 * cost_of("x" * 240_000)
+    assert cost_of([0] * 120_000) > 4 * cost_of("x" * 240_000)
+    assert cost_of([{}] * 9) < 2_000
+
+
+def test_weighing_stops_where_it_is_too_much_anyway() -> None:
+    """Of 400,000 empty objects no more are weighed than a cost within the limit has."""
+    with pytest.raises(cel_cost.TooExpensive):
+        cel_cost.size_of([{}] * 400_000)

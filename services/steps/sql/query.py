@@ -1,18 +1,14 @@
 """A query in a DuckDB of its own. Blocking, and not to be interrupted: runs in a process that can be killed."""
 
-import base64
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 import orjson
 
-from anabranch.shared.contracts.limits import MAX_INTEGER, MAX_NESTING
+from anabranch.services.steps.sql.exact import converter, quoted, text_type
+from anabranch.shared.contracts.limits import MAX_NESTING
 from anabranch.shared.contracts.nesting import is_too_deep
 from anabranch.shared.runtime.killable_child import Refused
 
@@ -33,6 +29,7 @@ _READERS: Final[dict["Format", str]] = {
 
 # From here on the query is a stranger's: no files, no network, no extensions, and no way back.
 _CLOSE_THE_DOORS: Final = (
+    "SET TimeZone = 'UTC'",
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
     "SET allow_community_extensions = false",
@@ -112,19 +109,87 @@ def _load_all(connection: duckdb.DuckDBPyConnection, sources: list[SourceFile], 
 
 def _table(connection: duckdb.DuckDBPyConnection, text: str, limits: Limits) -> bytes:
     """Run the query and take its rows batch by batch, until they are all there or too many or too large."""
-    result = connection.execute(text)
-    if result is None or not result.description:
-        raise Refused("the query is empty", "SqlError")
-    names = [name for name, *_ in result.description]
-    head = orjson.dumps([{"name": name, "type": str(kind)} for name, kind, *_ in result.description])
+    result, columns = _asked(connection, text)
+    names = _unique([name for name, _ in columns])
+    makers = [converter(kind) for _, kind in columns]
+    head = orjson.dumps([{"name": name, "type": str(kind)} for name, (_, kind) in zip(names, columns, strict=True)])
     rows: list[bytes] = []
     size = len(head)
     while batch := result.fetchmany(_BATCH_ROWS):
         for row in batch:
-            rows.append(_encoded(names, row))
+            rows.append(_encoded(names, makers, row))
             size += len(rows[-1]) + 1
             _check(len(rows), size, limits)
     return b'{"columns":%b,"rows":[%b],"row_count":%d}' % (head, b",".join(rows), len(rows))
+
+
+Columns = list[tuple[str, Any]]
+"""Names and types of what a query answers."""
+
+
+def _asked(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[duckdb.DuckDBPyConnection, Columns]:
+    """Run the statements of a query; return the answer of the last, with its columns as the query has them."""
+    statements = connection.extract_statements(text)
+    if not statements:
+        raise Refused("the query is empty", "SqlError")
+    for statement in statements[:-1]:
+        connection.execute(statement)
+    last = statements[-1]
+    if not _is_select(last):
+        columns = _columns(connection.execute(last))
+        for name, kind in columns:
+            if text_type(kind) != str(kind):
+                raise Refused(f"column {name} is {kind}, which only a SELECT returns: cast it to VARCHAR", "SqlError")
+        return connection, columns
+    inner = _without_end(last.query)
+    columns = _columns(connection.execute(f"SELECT * FROM ({inner}\n) LIMIT 0"))  # noqa: S608  behind closed doors
+    if all(text_type(kind) == str(kind) for _, kind in columns):
+        connection.execute(last)
+        return connection, _columns(connection)
+    given = ", ".join(f"c{number}" for number in range(len(columns)))
+    cast = ", ".join(f"CAST(c{number} AS {text_type(kind)})" for number, (_, kind) in enumerate(columns))
+    connection.execute(f"SELECT {cast} FROM ({inner}\n) AS answer({given})")  # noqa: S608  behind closed doors
+    return connection, columns
+
+
+_SELECTS: Final = (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
+
+
+def _is_select(statement: duckdb.Statement) -> bool:
+    try:
+        return statement.type in _SELECTS
+    except ValueError:  # a type that the Python package does not know yet
+        return False
+
+
+def _columns(result: duckdb.DuckDBPyConnection) -> Columns:
+    if not result.description:
+        raise Refused("the query returns nothing: end it with a SELECT", "SqlError")
+    return [(name, kind) for name, kind, *_ in result.description]
+
+
+def _without_end(text: str) -> str:
+    """Return a statement without the semicolons and comments behind it."""
+    raw, end = text.encode(), None
+    for offset, kind in reversed(duckdb.tokenize(text)):
+        if raw[offset : offset + 1] == b";":
+            end = offset
+        elif kind is not duckdb.token_type.comment:
+            break
+    return raw[:end].decode()
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Return the names of columns, those that come again with a number, as DuckDB does: `a`, `a_1`."""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        unique, number = name, 1
+        while unique in taken or (unique != name and unique in names):
+            unique, number = f"{name}_{number}", number + 1
+        taken.add(unique)
+        found.append(unique)
+    return found
 
 
 def _check(rows: int, size: int, limits: Limits) -> None:
@@ -141,8 +206,8 @@ def _check(rows: int, size: int, limits: Limits) -> None:
         )
 
 
-def _encoded(names: list[str], row: tuple[Any, ...]) -> bytes:
-    values = {name: _json(value) for name, value in zip(names, row, strict=True)}
+def _encoded(names: list[str], makers: list[Callable[[Any], Any]], row: tuple[Any, ...]) -> bytes:
+    values = {name: maker(value) for name, maker, value in zip(names, makers, row, strict=True)}
     if is_too_deep(values, _MAX_ROW_NESTING):
         raise Refused(f"a row of the answer is nested more than {_MAX_ROW_NESTING} levels deep", _OUTPUT_INVALID)
     return orjson.dumps(values)
@@ -153,7 +218,7 @@ def _load(connection: duckdb.DuckDBPyConnection, source: SourceFile) -> None:
     if source.is_empty and source.columns is None:
         raise Refused(f"source {source.name} has no rows, so nothing tells its columns: say `columns`", "SourceEmpty")
     if not source.is_empty:
-        table = _quoted(source.name if source.columns is None else _beside(source))
+        table = quoted(source.name if source.columns is None else _beside(source))
         connection.execute(f"CREATE TABLE {table} AS SELECT * FROM {_READERS[source.format]}", [source.path])  # noqa: S608
 
 
@@ -161,38 +226,13 @@ def _declare(connection: duckdb.DuckDBPyConnection, source: SourceFile) -> None:
     """Give a table the columns that were asked for. Their types are a stranger's text: only behind closed doors."""
     if source.columns is None:
         return
-    columns = ", ".join(f"{_quoted(column)} {kind}" for column, kind in source.columns.items())
-    connection.execute(f"CREATE TABLE {_quoted(source.name)} ({columns})")
+    columns = ", ".join(f"{quoted(column)} {kind}" for column, kind in source.columns.items())
+    connection.execute(f"CREATE TABLE {quoted(source.name)} ({columns})")
     if not source.is_empty:
-        beside = _quoted(_beside(source))
-        connection.execute(f"INSERT INTO {_quoted(source.name)} BY NAME SELECT * FROM {beside}")  # noqa: S608
+        beside = quoted(_beside(source))
+        connection.execute(f"INSERT INTO {quoted(source.name)} BY NAME SELECT * FROM {beside}")  # noqa: S608
         connection.execute(f"DROP TABLE {beside}")
 
 
 def _beside(source: SourceFile) -> str:
     return f"{source.name} as read"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-_CONVERSIONS: Final[tuple[tuple[Any, Callable[[Any], Any]], ...]] = (
-    (NoneType | bool | str, lambda value: value),
-    (int, lambda value: value if abs(value) <= MAX_INTEGER else float(value)),
-    (float, lambda value: value if math.isfinite(value) else None),
-    (Decimal, lambda value: _json(int(value)) if value == value.to_integral_value() else float(value)),
-    (datetime | date | time, lambda value: value.isoformat()),
-    (timedelta, lambda value: value.total_seconds()),
-    (bytes, lambda value: base64.b64encode(value).decode()),
-    (list | tuple, lambda value: [_json(item) for item in value]),
-    (dict, lambda value: {str(key): _json(item) for key, item in value.items()}),
-)
-
-
-def _json(value: Any) -> Any:
-    """Return a value of DuckDB's as JSON has it; what JSON does not know is text."""
-    for kinds, convert in _CONVERSIONS:
-        if isinstance(value, kinds):
-            return convert(value)
-    return str(value)

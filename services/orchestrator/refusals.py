@@ -8,13 +8,14 @@ from anabranch.services.orchestrator.core.state import Run
 from anabranch.services.orchestrator.core.status import StepStatus
 from anabranch.services.orchestrator.core.turn import SOURCE
 from anabranch.shared.contracts import messages as m
-from anabranch.shared.contracts.codec import encode
+from anabranch.shared.contracts.codec import Undecodable, decode, encode
 from anabranch.shared.contracts.ids import attempt_id, trace_id_of_run
 
 
 def refusal_of(command: Append, reason: str, *, too_large: bool = False) -> Append:
     """Return the record that says of a command that its topic did not take it."""
-    sent = m.COMMANDS.validate_json(command.value)
+    sent = decode(m.COMMANDS, command.value)
+    assert not isinstance(sent, Undecodable), f"our own command cannot be read: {sent.reason}"
     message = m.CommandRefused(
         run_id=sent.run_id, step=sent.step, attempt=sent.attempt, sending=sent.sending or 0, reason=reason,
         too_large=too_large,

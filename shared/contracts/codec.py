@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from anabranch.shared.contracts.ids import trace_id_of_run, traceparent
 from anabranch.shared.contracts.limits import MAX_MESSAGE_NESTING
 from anabranch.shared.contracts.messages import Message
-from anabranch.shared.contracts.nesting import holds_too_deep
+from anabranch.shared.contracts.nesting import is_text_too_deep
 from anabranch.shared.contracts.times import rfc3339
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -86,7 +86,7 @@ def decode(adapter: TypeAdapter[M], value: bytes | None) -> M | Undecodable:
         return Undecodable(value, _first_words(error))
     except orjson.JSONDecodeError as error:
         return Undecodable(value, f"not JSON (RFC 8259): {error}")
-    if holds_too_deep(parsed, value, MAX_MESSAGE_NESTING) and not getattr(message, "says_what_a_handler_gave", False):
+    if is_text_too_deep(value, MAX_MESSAGE_NESTING) and not getattr(message, "says_what_a_handler_gave", False):
         return Undecodable(value, f"nested deeper than {MAX_MESSAGE_NESTING} levels")
     return message
 

@@ -1,7 +1,7 @@
 """Expressions where the language has them: templates (`${{ }}` in JSON), conditions (`if`), and their contexts."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -45,6 +45,7 @@ __all__ = [
     "context_for",
     "names_run",
     "split_text",
+    "template_in_slices",
 ]
 
 
@@ -277,21 +278,62 @@ def compile_template(value: Any, environment: Environment = PIPELINE, pointer: s
 
     Expressions are compiled when first needed. Raises `ExpressionError`, with its pointer, for a `${{` without `}}`.
     """
+    slices = template_in_slices(value, environment, pointer)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as done:
+            template: Template = done.value
+            return template
+
+
+def template_in_slices(
+    value: Any, environment: Environment = PIPELINE, pointer: str = ""
+) -> Generator[None, None, Template]:
+    """Do what `compile_template` does, and yield on the way."""
+    if not _may_hold_expressions(value):
+        return Template(value, (), value)
     found: list[Embedded] = []
-    plan = _plan(value, environment, pointer, found)
+    plan = yield from _plan(value, environment, pointer, found)
     return Template(value, tuple(found), plan)
 
 
-def _plan(value: Any, environment: Environment, pointer: str, found: list[Embedded]) -> Any:
+_VALUES_PER_SLICE: Final = 256
+
+
+def _may_hold_expressions(value: Any) -> bool:
+    """Return whether a walk through the value may find any: most values are literal, and large ones nearly always."""
+    try:
+        return b"${{" in orjson.dumps(value)
+    except TypeError:  # a lone surrogate, which is somebody else's to refuse
+        return True
+
+
+def _plan(value: Any, environment: Environment, pointer: str, found: list[Embedded]) -> Generator[None, None, Any]:
     if isinstance(value, str):
         return _plan_text(value, environment, pointer, found) if "${{" in value else value
     if isinstance(value, dict):
-        fields = {k: _plan(v, environment, pointer + pointer_to(k), found) for k, v in value.items()}
-        return value if all(fields[key] is value[key] for key in fields) else _Object(fields)
+        planned = yield from _plan_those(value.items(), environment, pointer, found)
+        return _Object({**value, **planned}) if planned else value
     if isinstance(value, list):
-        items = tuple(_plan(v, environment, pointer + pointer_to(i), found) for i, v in enumerate(value))
-        return value if all(new is old for new, old in zip(items, value, strict=True)) else _List(items)
+        planned = yield from _plan_those(enumerate(value), environment, pointer, found)
+        return _List(tuple(planned.get(i, v) for i, v in enumerate(value))) if planned else value
     return value
+
+
+def _plan_those(
+    values: Iterable[tuple[Any, Any]], environment: Environment, pointer: str, found: list[Embedded]
+) -> Generator[None, None, dict[Any, Any]]:
+    """Return the plans of those of the values that are not literal."""
+    planned: dict[Any, Any] = {}
+    for number, (key, value) in enumerate(values):
+        if number % _VALUES_PER_SLICE == 0:
+            yield
+        if ("${{" in value) if isinstance(value, str) else (value and isinstance(value, dict | list)):
+            plan = yield from _plan(value, environment, pointer + pointer_to(key), found)
+            if plan is not value:
+                planned[key] = plan
+    return planned
 
 
 def _plan_text(text: str, environment: Environment, pointer: str, found: list[Embedded]) -> Any:

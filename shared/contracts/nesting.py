@@ -8,6 +8,7 @@ a value at the limit in the largest envelope. pydantic's own JSON parser stops a
 travels or is stored is read with it.
 """
 
+import re
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
@@ -29,9 +30,30 @@ def is_too_deep(value: Any, limit: int = MAX_NESTING) -> bool:
     return False
 
 
+_TEXTS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_AS_LISTS: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+
+
 def holds_too_deep(value: Any, encoded: bytes, limit: int = MAX_NESTING) -> bool:
-    """Return `is_too_deep(value, limit)` for a value whose JSON is `encoded`: few brackets answer it at once."""
+    """Return `is_too_deep(value, limit)` for a value within the JSON `encoded`: few brackets answer it at once."""
     return encoded.count(b"[") + encoded.count(b"{") > limit and is_too_deep(value, limit)
+
+
+def is_text_too_deep(encoded: bytes, limit: int = MAX_NESTING) -> bool:
+    """Return `is_too_deep` of the value whose JSON, which must be valid, is `encoded`.
+
+    Few brackets answer it at once. Else what holds nothing is taken out of the text, level by level: a walk through the
+    value takes ten times as long.
+    """
+    if encoded.count(b"[") + encoded.count(b"{") <= limit:
+        return False
+    brackets = _TEXTS.sub(b"", encoded).translate(_AS_LISTS, _NO_BRACKETS)
+    for _ in range(limit):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
 
 
 def _children(value: Any) -> Iterable[Any]:

@@ -30,7 +30,7 @@ from anabranch.shared.contracts.limits import (
     MAX_NESTING,
     MAX_STEPS,
 )
-from anabranch.shared.contracts.nesting import holds_too_deep
+from anabranch.shared.contracts.nesting import is_text_too_deep
 from anabranch.shared.contracts.retry import Jitter, RetryPolicy
 
 PIPELINE_NAME: Final = rf"^[a-z][a-z0-9-]{{0,{MAX_NAME_CHARS - 1}}}$"
@@ -221,6 +221,7 @@ _ONE_ATTEMPT: Final = RetrySpec()
 
 _STEPS: Final[TypeAdapter[dict[str, StepSpec]]] = TypeAdapter(dict[StepName, StepSpec])
 _STEPS_PER_SLICE: Final = 256  # some 5 ms
+_LARGE: Final = 32 * 1024  # bytes: some 3 ms
 
 
 def parse_spec_in_slices(canonical: str) -> Generator[None, None, PipelineSpec]:
@@ -230,18 +231,34 @@ def parse_spec_in_slices(canonical: str) -> Generator[None, None, PipelineSpec]:
     """
     encoded = canonical.encode()
     value = orjson.loads(encoded)
-    if holds_too_deep(value, encoded, MAX_NESTING):
+    if is_text_too_deep(encoded, MAX_NESTING):
         raise ValueError(f"nested deeper than {MAX_NESTING} levels")
+    if len(encoded) <= _LARGE:
+        return PipelineSpec.model_validate(value, strict=False)
+    yield
+    return (yield from _large_spec(value))
+
+
+def _large_spec(value: Any) -> Generator[None, None, PipelineSpec]:
     items = list(value["steps"].items()) if isinstance(value, dict) and isinstance(value.get("steps"), dict) else []
     if len(items) > _STEPS_PER_SLICE:
         value["steps"] = dict(items[:_STEPS_PER_SLICE])
-    # Not strict, which would refuse the lists of JSON where there are tuples in Python.
+    # What is any JSON need not be looked at, which takes longest: it is taken out, and put back.
+    inputs = {name: step.pop("with") for name, step in items if isinstance(step, dict) and "with" in step}
+    outputs = value.get("outputs") if isinstance(value, dict) else None
+    if isinstance(outputs, dict):
+        value["outputs"] = dict.fromkeys(outputs)
     spec = PipelineSpec.model_validate(value, strict=False)
     steps = dict(spec.steps)
     for start in range(_STEPS_PER_SLICE, min(len(items), MAX_STEPS), _STEPS_PER_SLICE):
         yield
         steps |= _STEPS.validate_python(dict(items[start : start + _STEPS_PER_SLICE]), strict=False)
-    return spec.model_copy(update={"steps": steps})
+    for number, name in enumerate(steps):
+        if name in inputs:
+            steps[name] = steps[name].model_copy(update={"with_": inputs[name]})
+        if number % _STEPS_PER_SLICE == 0:
+            yield
+    return spec.model_copy(update={"steps": steps, "outputs": spec.outputs if outputs is None else outputs})
 
 
 def parse_spec(canonical: str | bytes) -> PipelineSpec:

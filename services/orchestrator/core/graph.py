@@ -21,6 +21,7 @@ from anabranch.shared.contracts.expressions import (
     compile_condition,
     compile_retry_condition,
     compile_template,
+    template_in_slices,
 )
 from anabranch.shared.contracts.limits import MAX_ERROR_MESSAGE_CHARS
 from anabranch.shared.contracts.retry import RetryPolicy
@@ -145,13 +146,13 @@ def _compiling_spec(spec: PipelineSpec, length: int) -> Generator[None, None, Pi
     dependents: list[list[int]] = [[] for _ in index]
     weight = _BYTES_PER_STEP * len(index) + _BYTES_PER_CHARACTER * length
     for i, (step_id, step) in enumerate(spec.steps.items()):
-        node = _compile_step(step_id, step, spec, index)
+        node = _compile_step(step_id, step, spec, index, (yield from template_in_slices(step.with_)))
         nodes.append(node)
         for need in node.needs:
             dependents[need].append(i)
         weight += node.weight + (yield from _compiling_template(node.input))
         yield
-    outputs = compile_template(spec.outputs)
+    outputs = yield from template_in_slices(spec.outputs)
     weight += yield from _compiling_template(outputs)
     need_counts = tuple(len(node.needs) for node in nodes)
     return Pipeline(
@@ -179,7 +180,9 @@ def _compiling_template(template: Template) -> Generator[None, None, int]:
     return weight
 
 
-def _compile_step(step_id: str, step: StepSpec, spec: PipelineSpec, index: Mapping[str, int]) -> Node:
+def _compile_step(
+    step_id: str, step: StepSpec, spec: PipelineSpec, index: Mapping[str, int], template: Template
+) -> Node:
     retry = step.retry or spec.defaults.retry
     policy = retry.policy() if retry is not None else RetryPolicy()
     return Node(
@@ -187,7 +190,7 @@ def _compile_step(step_id: str, step: StepSpec, spec: PipelineSpec, index: Mappi
         uses=step.uses,
         needs=tuple(index[need] for need in dict.fromkeys(step.needs)),
         tolerated=tuple(need for need in dict.fromkeys(step.needs) if spec.steps[need].continue_on_error),
-        input=compile_template(step.with_),
+        input=template,
         condition=None if step.if_ is None else compile_condition(step.if_),
         retry=policy,
         retry_when=None if policy.when is None else compile_retry_condition(policy.when),

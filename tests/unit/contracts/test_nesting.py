@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anabranch.shared.contracts.limits import MAX_NESTING
-from anabranch.shared.contracts.nesting import is_too_deep
+from anabranch.shared.contracts.nesting import is_text_too_deep, is_too_deep
 
 
 def nested(levels: int, leaf: Any = 1) -> Any:
@@ -36,3 +39,21 @@ def test_an_empty_container_is_a_level() -> None:
 def test_one_deep_branch_among_many_flat_ones_is_found() -> None:
     """The deepest branch counts."""
     assert is_too_deep({"flat": list(range(1000)), "deep": nested(MAX_NESTING)})
+
+
+TEXTS = st.text(alphabet='[]{}"\\\\a,\n')
+VALUES = st.recursive(
+    TEXTS | st.none(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3)
+)
+
+
+@given(VALUES, st.integers(0, 8))
+def test_the_text_of_a_value_is_as_deep_as_the_value(value: Any, limit: int) -> None:
+    """Whatever brackets and quotes stand in its texts."""
+    assert is_text_too_deep(orjson.dumps(value), limit) == is_too_deep(value, limit)
+
+
+@pytest.mark.parametrize("levels", [MAX_NESTING, MAX_NESTING + 1])
+def test_the_text_of_a_value_at_the_limit_is_not_too_deep(levels: int) -> None:
+    """As the value itself."""
+    assert is_text_too_deep(orjson.dumps(nested(levels))) == (levels > MAX_NESTING)

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 
 GATEWAY = "gateway"
-STEP_TYPES = ("http", "sql", "html", "simulate")
+STEP_TYPES = ("http", "sql", "html", "notify", "simulate")
 
 
 @dataclass(frozen=True, slots=True)

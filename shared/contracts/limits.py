@@ -52,6 +52,7 @@ MAX_STEP_OUTPUT_BYTES: Final = 1 * MIB
 MAX_HTML_NESTING: Final = 512  # of a document that `html` reads: what browsers build, parsing takes its square
 MAX_SELECTORS: Final = 256  # of one `html` step: each goes through the whole document
 MAX_SELECTOR_CHARS: Final = 1_000  # a hundred times what people write
+MAX_RECIPIENTS: Final = 50  # of one e-mail: what servers take at once; more is a mailing list
 MAX_ERROR_TYPE_CHARS: Final = 256
 MAX_ERROR_MESSAGE_CHARS: Final = 4 * KIB
 MAX_ERROR_DETAILS_BYTES: Final = 16 * KIB

@@ -1,0 +1,1 @@
+"""The `notify` step type: tell others, by a webhook or by e-mail."""

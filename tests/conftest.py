@@ -6,8 +6,11 @@ pytest ends with a traceback although every test has passed.
 
 SIGINT is not ignored: a shell ignores it for a job in the background, as CI may start one, and every process the tests
 start would inherit that and never hear of its Ctrl-C.
+
+The gateways that tests start count nobody: tests send more than a client may. Tests of the limits set their own.
 """
 
+import os
 import signal
 from pathlib import Path
 from typing import Final
@@ -17,6 +20,9 @@ import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+for _limit in ("ANABRANCH_RATE_LIMIT", "ANABRANCH_READ_RATE_LIMIT"):
+    os.environ.setdefault(_limit, "0")
 
 _DEADLINE_S: Final = {"chaos": 900, "e2e": 600, "integration": 300, "simulation": 600}
 """Seconds for each test of a folder, where pyproject's 120 do not do: they start Kafka, or take long."""

@@ -10,6 +10,7 @@ from anabranch.services.gateway.app import create_app
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import LagWatch, Pressure
+from anabranch.services.gateway.rate_limit import RateLimits, SharedCounts
 from anabranch.services.gateway.reads import AcceptedRuns, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.step_types import CommandTopicWatch, StepTypeReader, StepTypes
@@ -35,7 +36,7 @@ class Gateway:
         self._outbox = Outbox(settings)
         self._step_types = StepTypes()
         self._pressure = Pressure(self._outbox, settings, metrics)
-        self._watches = Watches(settings.max_waiters, metrics)
+        self._watches = Watches(settings.max_waiters, metrics, max_of_client=settings.max_waiters_of_client)
         keys, accepted = RedisKeys(settings.topic_prefix), AcceptedRuns(settings.default_tenant)
         reads = RunReads(self._redis, keys, accepted, metrics)
         self._listener = ChannelListener(self._redis, keys, self._watches, metrics=metrics, log=service.log)
@@ -57,6 +58,7 @@ class Gateway:
             intake=Intake(self._outbox, reads, accepted, settings, metrics),
             reads=reads,
             watches=self._watches,
+            rate_limits=RateLimits(SharedCounts(self._redis), keys, settings, metrics),
         )
         service.ready_when("step types", lambda: self._step_types.complete or "still being read")
         service.ready_when("inbox", lambda: self._pressure.inbox_exists or "not created by the orchestrator yet")

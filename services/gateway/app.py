@@ -1,29 +1,29 @@
 """The application: routes, and what stands around every handler."""
 
-import time
-from typing import Final
-
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.gateway import keys
-from anabranch.services.gateway.body import Bodies, ClientLeft
+from anabranch.services.gateway.addresses import Addresses, counted_address, networks_of
+from anabranch.services.gateway.answering import problems, refusal
+from anabranch.services.gateway.body import Bodies
+from anabranch.services.gateway.crowd import limits
+from anabranch.services.gateway.headers import add_headers
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
+from anabranch.services.gateway.origin import origin
+from anabranch.services.gateway.origins import origins_of
 from anabranch.services.gateway.pressure import Pressure
-from anabranch.services.gateway.problems import Kind, ProblemError, of_http_error
+from anabranch.services.gateway.rate_limit import RateLimits, rate_limit
 from anabranch.services.gateway.reads import RunReads
+from anabranch.services.gateway.request_log import request_log
 from anabranch.services.gateway.routes import ROUTES
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.submissions import SubmissionReader
 from anabranch.services.gateway.waiting import Watches
-from anabranch.shared.contracts.ids import new_run_id
 from anabranch.shared.contracts.limits import MAX_BODY_BYTES
-
-_UNMATCHED: Final = "unmatched"
-_CLIENT_LEFT: Final = 499  # nginx's number for it; no client ever sees it
+from anabranch.shared.runtime.listener import LISTENING, Listening
 
 
 def create_app(
@@ -36,9 +36,28 @@ def create_app(
     intake: Intake,
     reads: RunReads,
     watches: Watches,
+    rate_limits: RateLimits,
 ) -> web.Application:
     """Return the application; nothing in it starts or stops anything."""
-    app = web.Application(middlewares=[_answered], client_max_size=MAX_BODY_BYTES)
+    addresses = Addresses(networks_of(settings.trusted_proxies))
+    around = [  # the outermost first
+        request_log(addresses, log, metrics, share=settings.request_log),
+        problems(),
+        origin(origins_of(settings.cors_origins)),
+        limits(settings.max_requests, settings.max_requests_of_client, metrics),
+        rate_limit(rate_limits, metrics),
+    ]
+    app = web.Application(middlewares=around, client_max_size=MAX_BODY_BYTES)
+    app.on_response_prepare.append(add_headers)
+    app[LISTENING] = Listening(
+        refusal=refusal,
+        refused=metrics.protocol_error,
+        counted_as=lambda peer: "" if addresses.is_proxy(peer) else counted_address(peer),
+        max_connections=settings.max_connections,
+        max_connections_of_client=settings.max_connections_of_client,
+        head_timeout_s=settings.head_timeout_s,
+        keepalive_timeout_s=settings.keepalive_timeout_s,
+    )
     app[keys.SETTINGS] = settings
     app[keys.LOG] = log
     app[keys.METRICS] = metrics
@@ -51,42 +70,3 @@ def create_app(
     app[keys.WATCHES] = watches
     app.add_routes(ROUTES)
     return app
-
-
-@web.middleware
-async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer problems as problem documents; count, time and (at debug level) log every request."""
-    began_s = time.perf_counter()
-    response = await _with_problems(request, handler)
-    resource = request.match_info.route.resource
-    route = resource.canonical if resource is not None else _UNMATCHED
-    request.app[keys.METRICS].answered(route, response.status, time.perf_counter() - began_s)
-    request.app[keys.LOG].debug("answered", method=request.method, route=route, status=response.status)
-    return response
-
-
-async def _with_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except ProblemError as problem:
-        return problem.response(_occurrence())
-    except web.HTTPException as error:
-        return of_http_error(error).response(_occurrence())
-    except ClientLeft:
-        return _to_nobody(request)
-    except Exception:  # noqa: BLE001  the client learns nothing of our internals, the log all of them
-        instance = _occurrence()
-        request.app[keys.LOG].error("a request failed", path=request.path, instance=instance, exc_info=True)
-        return ProblemError(
-            Kind.INTERNAL, "Something went wrong on our side; the log has more under this instance."
-        ).response(instance)
-
-
-def _to_nobody(request: web.Request) -> web.Response:
-    """Return the answer that nobody waits for: a client that goes away is no error."""
-    request.app[keys.METRICS].client_left()
-    return web.Response(status=_CLIENT_LEFT)
-
-
-def _occurrence() -> str:
-    return f"urn:uuid:{new_run_id()}"

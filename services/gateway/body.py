@@ -8,7 +8,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
+from anabranch.services.gateway.unpacking import NotPackedError, Unpacking
 from anabranch.shared.contracts.limits import KIB, MAX_BODY_BYTES, MIB
+from anabranch.shared.runtime.listener import say_continue
 
 JSON: Final = "application/json"
 YAML: Final = "application/yaml"
@@ -38,6 +40,25 @@ def media_type_of(request: web.Request) -> str:
     return known
 
 
+_ENCODINGS: Final = "gzip, x-gzip, deflate"
+
+
+def unpacking_of(request: web.Request) -> Unpacking | None:
+    """Return how to unpack the body, None when it comes as it is. Raises a 415 problem for what is unknown here."""
+    given = ", ".join(request.headers.getall("Content-Encoding", ())).strip().lower()
+    if given in ("", "identity"):
+        return None
+    if given in ("gzip", "x-gzip"):
+        return Unpacking(is_gzip=True)
+    if given == "deflate":
+        return Unpacking(is_gzip=False)
+    raise ProblemError(
+        Kind.UNSUPPORTED_MEDIA_TYPE,
+        f"The Content-Encoding {given[:80]!r} is not read here: send the body plain, or in one of {_ENCODINGS}.",
+        headers={"Accept-Encoding": _ENCODINGS},
+    )
+
+
 class ClientLeft(Exception):
     """The client went away before its request was whole: nobody's error, and nobody to answer."""
 
@@ -62,11 +83,15 @@ class Bodies:
         Raises `ClientLeft`, and a problem: 413 as soon as the body is known to be too large, 408 when it takes too
         long, 503 when too much is being received, 400 when it is not in the encoding that its headers announce.
         """
+        unpacking = unpacking_of(request)
         if (request.content_length or 0) > MAX_BODY_BYTES:
             raise _too_large()
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._received(request)
+                await say_continue(request)
+                return await self._received(request, unpacking)
+        except NotPackedError as error:
+            raise ProblemError(Kind.UNREADABLE, "The body is not in the encoding that its headers announce.") from error
         except TimeoutError as error:
             raise ProblemError(
                 Kind.TOO_SLOW,
@@ -80,17 +105,23 @@ class Bodies:
                 raise ClientLeft from error
             raise ProblemError(Kind.UNREADABLE, "The body is not in the encoding that its headers announce.") from error
 
-    async def _received(self, request: web.Request) -> bytes:
+    async def _received(self, request: web.Request, unpacking: Unpacking | None) -> bytes:
         body = bytearray()
+        sent = 0
         try:
             while chunk := await request.content.readany():
-                if len(body) + len(chunk) > MAX_BODY_BYTES:
+                sent += len(chunk)
+                if unpacking is not None:
+                    chunk = unpacking.unpacked(chunk, MAX_BODY_BYTES + 1 - len(body))
+                if sent > MAX_BODY_BYTES or len(body) + len(chunk) > MAX_BODY_BYTES:
                     raise _too_large()
                 self.receiving_bytes += len(chunk)
                 body += chunk
                 self._refuse_if_full(len(body))
         finally:
             self.receiving_bytes -= len(body)
+        if unpacking is not None:
+            unpacking.end()
         return bytes(body)
 
     def _refuse_if_full(self, size: int) -> None:

@@ -25,3 +25,9 @@ PRESSURE: Final = web.AppKey("pressure", Pressure)
 INTAKE: Final = web.AppKey("intake", Intake)
 READS: Final = web.AppKey("reads", RunReads)
 WATCHES: Final = web.AppKey("watches", Watches)
+
+# Of one request.
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+CLIENT: Final = web.RequestKey("client", str)  # whom it is counted for
+HEADERS: Final = web.RequestKey("headers", dict[str, str])  # of its answer, whatever the answer is
+RUN_ID: Final = web.RequestKey("run_id", str)  # the run it is about, for its line in the log

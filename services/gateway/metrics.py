@@ -24,6 +24,11 @@ class GatewayMetrics(ServiceMetrics):
         self._lag.set(-1)
         self._waiters = self.gauge("waiters", "Requests that wait for a run's end.")
         self._redis_errors = self.counter("redis_errors", "Calls to Redis that failed, by what for.", ["use"])
+        self._rate_limited = self.counter("rate_limited", "Requests over their client's limit.", ["class"])
+        self._turned_away = self.counter("turned_away", "What was refused because of how many there are.", ["what"])
+        self._protocol_errors = self.counter(
+            "protocol_errors", "Requests that are not HTTP as it should be.", ["status"]
+        )
         self._step_types = self.gauge("step_types", "Step types announced.")
         self._bad_announcements = self.counter("announcements_refused", "Announcements that could not be decoded.")
 
@@ -67,6 +72,18 @@ class GatewayMetrics(ServiceMetrics):
     def redis_failed(self, use: str) -> None:
         """Redis did not answer."""
         self._redis_errors.labels(use).inc()
+
+    def rate_limited(self, route_class: str) -> None:
+        """A request was one too many of its client's."""
+        self._rate_limited.labels(route_class).inc()
+
+    def turned_away(self, what: str) -> None:
+        """There are too many connections or requests."""
+        self._turned_away.labels(what).inc()
+
+    def protocol_error(self, status: int) -> None:
+        """A request was refused before anybody knew what it is for."""
+        self._protocol_errors.labels(status).inc()
 
     def step_types_known(self, count: int) -> None:
         """So many step types are announced."""

@@ -20,17 +20,21 @@ class Kind(Enum):
 
     UNREADABLE = ("unreadable", 400, "The body cannot be read")
     BAD_REQUEST = ("bad-request", 400, "The request is not understood")
+    FORBIDDEN = ("forbidden", 403, "Not allowed")
     NOT_FOUND = ("not-found", 404, "Not found")
     METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "Method not allowed")
     TOO_SLOW = ("too-slow", 408, "The body came too slowly")
     CONFLICT = ("conflict", 409, "Not possible now")
     TOO_LARGE = ("too-large", 413, "The body is too large")
     UNSUPPORTED_MEDIA_TYPE = ("unsupported-media-type", 415, "Media type not supported")
+    EXPECTATION_FAILED = ("expectation-failed", 417, "Expectation failed")
     INVALID = ("invalid", 422, "The submission is invalid")
     KEY_REUSED = ("idempotency-key-reused", 422, "The idempotency key was used for another body")
     TOO_MANY = ("too-many-requests", 429, "Too many requests")
+    HEAD_TOO_LARGE = ("head-too-large", 431, "The request's head is too large")
     INTERNAL = ("internal", 500, "Internal error")
     UNAVAILABLE = ("unavailable", 503, "Not available now")
+    VERSION_NOT_SUPPORTED = ("version-not-supported", 505, "HTTP version not supported")
     OUTCOME_UNKNOWN = ("outcome-unknown", 503, "The run may or may not have been accepted")
 
     @property

@@ -18,9 +18,11 @@ def wait_s_of(request: web.Request, max_wait_s: float) -> float | None:
     """Return the seconds of `?wait=`, or None. Raises a 400 problem."""
     if not request.query_string:
         return None
-    for name in request.query:
+    for name in request.query:  # a name that came twice is there twice
         if name != "wait":
             raise ProblemError(Kind.BAD_REQUEST, f"The query parameter {name[:80]!r} is not known here.")
+    if len(request.query) > 1:
+        raise ProblemError(Kind.BAD_REQUEST, "wait is given once.")
     given = request.query["wait"]
     try:
         seconds = parse_duration(int(given) if _SECONDS.fullmatch(given) else given)

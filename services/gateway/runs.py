@@ -10,6 +10,7 @@ from aiohttp import web
 
 from anabranch.services.gateway import keys
 from anabranch.services.gateway.body import ClientLeft, media_type_of
+from anabranch.services.gateway.client import client_of, tenant_of
 from anabranch.services.gateway.intake import Accepted, Request
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
 from anabranch.services.gateway.reads import ReadsBusy, ReadsUnavailable, RunView
@@ -36,11 +37,13 @@ async def submit_run(request: web.Request) -> web.StreamResponse:
     _refuse_before_step_types_are_known(app)
     body = await app[keys.BODIES].read(request)
     submission = await app[keys.READER].submission(body, media_type)
-    run_id = new_run_id() if key is None else run_id_for_key(settings.default_tenant, key)
+    run_id = new_run_id() if key is None else run_id_for_key(tenant_of(request), key)
+    request[keys.RUN_ID] = run_id
     submitted = Request(run_id, submission, body, key, trace_id_of(request))
     deadline = Deadline.after(wait_s or 0)
     watches = app[keys.WATCHES]
-    with watches.watching(run_id) if wait_s and not watches.full else nullcontext() as watch:
+    client = client_of(request)
+    with watches.watching(run_id, client) if wait_s and not watches.full_for(client) else nullcontext() as watch:
         accepted = await app[keys.INTAKE].accept(submitted)
         if watch is None:
             return _accepted(run_id, accepted)
@@ -50,16 +53,18 @@ async def submit_run(request: web.Request) -> web.StreamResponse:
 async def get_run(request: web.Request) -> web.StreamResponse:
     """`GET /v1/runs/{id}`: the run document; with `?wait=`, when the run has ended or the time is up."""
     app = request.app
-    run_id = request.match_info["id"]
+    run_id = request.match_info["id"].lower()  # hexadecimal digits may be capitals (RFC 9562 §4)
     wait_s = wait_s_of(request, app[keys.SETTINGS].max_wait_s)
     if wait_s and await _is_open(app, run_id):
-        if app[keys.WATCHES].full:
+        client = client_of(request)
+        if app[keys.WATCHES].full_for(client):
             raise ProblemError(Kind.TOO_MANY, "Too many requests wait for runs.", retry_after_s=1)
-        with app[keys.WATCHES].watching(run_id) as watch:
+        with app[keys.WATCHES].watching(run_id, client) as watch:
             await until_ended(watch, run_id, app[keys.READS], Deadline.after(wait_s), connected=lambda: _hears(request))
     async with _view(app, run_id) as view:
         if view is None:
             raise ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
+        request[keys.RUN_ID] = run_id
         return await _sent(request, view, 200, {})
 
 
@@ -135,7 +140,8 @@ def _location(run_id: str) -> dict[str, str]:
 
 def _hears(request: web.Request) -> bool:
     """Return whether the client is still there."""
-    return request.transport is not None and not request.transport.is_closing()
+    transport = request.transport
+    return transport is not None and not transport.is_closing() and not getattr(request.protocol, "half_closed", False)
 
 
 def _refuse_before_step_types_are_known(app: web.Application) -> None:

@@ -1,7 +1,11 @@
 """What the gateway can be told."""
 
-from pydantic import Field
+from typing import Annotated, Literal, Self
 
+from pydantic import Field, model_validator
+
+from anabranch.services.gateway.addresses import networks_of
+from anabranch.services.gateway.origins import origins_of
 from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
 from anabranch.shared.contracts.messages import RunSettings
 from anabranch.shared.runtime.settings import Settings
@@ -28,6 +32,33 @@ class GatewaySettings(Settings):
     )
     max_wait_s: float = Field(300.0, gt=0, description="The longest `?wait=` accepted.")
     max_waiters: int = Field(10_000, ge=1, description="Requests that may wait for a run's end at once.")
+    max_waiters_of_client: int = Field(1_024, ge=1, description="Those of one client.")
+    rate_limit: int = Field(
+        60, ge=0, description="Requests a minute that submit or change something, of one client; 0 is no limit."
+    )
+    read_rate_limit: int = Field(600, ge=0, description="Requests a minute that read, of one client; 0 is no limit.")
+    tenant_rate_limits: dict[str, dict[Literal["change", "read"], Annotated[int, Field(ge=0)]]] = Field(
+        {},
+        description='Limits of the clients of some tenants, as JSON: `{"acme": {"change": 600, "read": 6000}}`.',
+    )
+    trusted_proxies: str = Field(
+        "", description="Networks whose `X-Forwarded-For` is believed: `10.0.0.0/8, 192.0.2.7`. Nobody's by default."
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins whose pages may use the API from a browser: `https://a.example`; `*` is any.",
+    )
+    request_log: float = Field(
+        1.0, ge=0, le=1, description="The share of requests that get a line in the log; failures do unless it is 0."
+    )
+    head_timeout_s: float = Field(15.0, gt=0, description="Seconds in which a client has to send a request's head.")
+    keepalive_timeout_s: float = Field(75.0, gt=0, description="Seconds after which an idle connection is closed.")
+    max_connections: int = Field(15_000, ge=1, description="Connections at once; further ones are answered 503.")
+    max_connections_of_client: int = Field(
+        1_024, ge=1, description="Those from one address, unless it is a trusted proxy's."
+    )
+    max_requests: int = Field(12_000, ge=1, description="Requests in hand at once, those that wait among them.")
+    max_requests_of_client: int = Field(1_024, ge=1, description="Those of one client.")
 
     run_window: int = Field(DEFAULT_WINDOW, ge=1, description="Steps of one run in flight at once.")
     run_timeout_s: float = Field(
@@ -43,6 +74,12 @@ class GatewaySettings(Settings):
         10.0, ge=0, le=MAX_WAIT_S, description="Seconds a stopping run waits for its workers' answers."
     )
     max_losses: int = Field(5, ge=0, description="Lost workers after which a step fails with WorkerLost.")
+
+    @model_validator(mode="after")
+    def _lists_can_be_read(self) -> Self:
+        networks_of(self.trusted_proxies)
+        origins_of(self.cors_origins)
+        return self
 
     @property
     def orchestrator_group(self) -> str:

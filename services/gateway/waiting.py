@@ -1,6 +1,7 @@
 """Requests that wait for a run's end: one pub/sub connection tells all of them, and a slow look is the net below."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -50,8 +51,10 @@ class Watch:
 class Watches:
     """Who waits for which run, and which channels have to be subscribed or left for it."""
 
-    def __init__(self, max_watches: int, metrics: GatewayMetrics) -> None:
+    def __init__(self, max_watches: int, metrics: GatewayMetrics, *, max_of_client: int | None = None) -> None:
         self._max_watches = max_watches
+        self._max_of_client = max_watches if max_of_client is None else max_of_client
+        self._of_client: Counter[str] = Counter()
         self._metrics = metrics
         self._count = 0
         self._closed = False
@@ -64,15 +67,23 @@ class Watches:
         """Whether nobody else may wait now."""
         return self._closed or self._count >= self._max_watches
 
+    def full_for(self, client: str) -> bool:
+        """Return whether this client may not wait now."""
+        return self.full or self._of_client[client] >= self._max_of_client
+
     @contextmanager
-    def watching(self, run_id: str) -> Iterator[Watch]:
+    def watching(self, run_id: str, client: str = "") -> Iterator[Watch]:
         """Watch a run as long as the context lasts."""
         watch = Watch()
         self._add(run_id, watch)
+        self._of_client[client] += 1
         try:
             yield watch
         finally:
             self._remove(run_id, watch)
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
 
     def take_turned(self) -> tuple[list[str], list[str]]:
         """Return the runs to subscribe to and those to leave, each once."""

@@ -43,9 +43,9 @@ class RedisKeys:
         """The body's hash of a submission with an idempotency key."""
         return f"{self.prefix}:idempotency:{run_id}"
 
-    def rate_limit(self, tenant: str, window: int | str) -> str:
-        """Requests of a tenant in a window."""
-        return f"{self.prefix}:rate:{tenant}:{window}"
+    def rate_limit(self, route_class: str, tenant: str, client: str) -> str:
+        """Requests of a client of a tenant, by what they are for; the window before ends in `/-1`."""
+        return f"{self.prefix}:rate:{route_class}:{tenant}:{client}"
 
     def result(self, key_hash: str) -> str:
         """A cached step result, by the hash of (type, version, resolved input)."""

@@ -27,6 +27,7 @@ from structlog.typing import FilteringBoundLogger
 
 from anabranch.shared.contracts.text import writable
 from anabranch.shared.runtime.deadline import Deadline
+from anabranch.shared.runtime.listener import Listener
 from anabranch.shared.runtime.log import configure_logging, get_logger
 from anabranch.shared.runtime.metrics import new_registry
 from anabranch.shared.runtime.ops import Check, Readiness, add_ops_routes
@@ -151,7 +152,7 @@ class Service(Generic[SettingsT]):
         return app
 
     async def _listen(self, app: web.Application) -> None:
-        self._listener = web.AppRunner(self._with_ops(app), access_log=None, shutdown_timeout=_LISTENER_TIMEOUT_S)
+        self._listener = Listener(self._with_ops(app), shutdown_timeout=_LISTENER_TIMEOUT_S)
         await self._listener.setup()
         await web.TCPSite(self._listener, self.settings.http_host, self.settings.http_port).start()
         self.port = self._listener.addresses[0][1]

@@ -118,7 +118,7 @@ async def fight(data_dir: Path, minutes: float, seed: int, kinds: Sequence[str])
         data_dir,
         port=0,
         services=(*anabranch_services(), misdeeds),
-        env={"ANABRANCH_LOG_LEVEL": "warning"},
+        env={"ANABRANCH_LOG_LEVEL": "warning", "ANABRANCH_RATE_LIMIT": "0", "ANABRANCH_READ_RATE_LIMIT": "0"},
         ready_timeout_s=180,
     )
     async with stack, a_zoo() as zoo_url:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from anabranch.deploy.local.ports import free_port
 from anabranch.deploy.local.services import anabranch_services
@@ -14,6 +15,9 @@ from anabranch.shared.runtime.settings import Settings
 from tests.performance.ends import Ends
 from tests.performance.processes import Processes
 from tests.performance.submitter import Submitter
+
+UNLIMITED: Final = {"ANABRANCH_RATE_LIMIT": "0", "ANABRANCH_READ_RATE_LIMIT": "0"}
+"""How a client is held back is not what is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ async def bed(*, orchestrators: int = 1, restart: bool = True) -> AsyncIterator[
     data = Path(tempfile.mkdtemp(prefix="anabranch-bench-"))
     try:
         services = anabranch_services(orchestrators=orchestrators)
-        stack = LocalStack(data, services=services, restart=restart, port=free_port())
+        stack = LocalStack(data, services=services, restart=restart, port=free_port(), env=UNLIMITED)
         async with stack:
             settings = Settings(kafka_bootstrap_servers=stack.bootstrap, redis_url=stack.redis_url)
             async with Submitter(stack.gateway_url) as submitter, Ends(settings) as ends:

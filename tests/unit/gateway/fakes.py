@@ -20,11 +20,14 @@ from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import Pressure
+from anabranch.services.gateway.rate_limit import OwnCounts, RateLimits, Window
 from anabranch.services.gateway.reads import AcceptedRuns, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.waiting import Watches
 from anabranch.shared.contracts.messages import INBOX, StepTypeAnnounced, SubmitRun
+from anabranch.shared.runtime.listener import Listener
+from anabranch.shared.runtime.ops import Readiness, add_ops_routes
 from anabranch.shared.runtime.redis import RedisKeys
 
 BROKER_MS = 1_769_860_800_000
@@ -121,6 +124,18 @@ class _FakePipeline:
         return self._answers
 
 
+class FakeCounts(OwnCounts):
+    """Redis as the counter that gateways share."""
+
+    def __init__(self, redis: FakeRedis) -> None:
+        super().__init__()
+        self._redis = redis
+
+    async def take(self, key: str, limit: int, amount: int) -> Window:
+        self._redis._answer()
+        return await super().take(key, limit, amount)
+
+
 class Bench:
     """One gateway, and everything around it."""
 
@@ -162,12 +177,13 @@ class _Server(TestServer):
     """Runs the application as a service does: a handler goes on when its client goes away."""
 
     async def _make_runner(self, **_: Any) -> AppRunner:
-        return AppRunner(self.app, access_log=None)
+        return Listener(self.app)
 
 
 @asynccontextmanager
 async def a_gateway(redis: FakeRedis | None = None, **overrides: Any) -> AsyncIterator[Bench]:
-    settings = GatewaySettings(instance="test", **overrides)
+    unlimited = {"rate_limit": 0, "read_rate_limit": 0, "request_log": 0}
+    settings = GatewaySettings(instance="test", **(unlimited | overrides))
     registry = CollectorRegistry()
     metrics = GatewayMetrics(registry)
     step_types = StepTypes()
@@ -179,11 +195,13 @@ async def a_gateway(redis: FakeRedis | None = None, **overrides: Any) -> AsyncIt
     pressure.measured(0)
     accepted = AcceptedRuns("default")
     reads = RunReads(redis, keys, accepted, metrics)  # type: ignore[arg-type]
-    watches = Watches(settings.max_waiters, metrics)
+    watches = Watches(settings.max_waiters, metrics, max_of_client=settings.max_waiters_of_client)
     app = create_app(
         settings=settings, log=get_logger(), metrics=metrics, step_types=step_types, pressure=pressure,
         intake=Intake(log, reads, accepted, settings, metrics, now_s=time.time), reads=reads, watches=watches,
+        rate_limits=RateLimits(FakeCounts(redis), keys, settings, metrics),
     )  # fmt: skip
+    add_ops_routes(app, Readiness(), registry)
     async with TestClient(_Server(app)) as client:
         yield Bench(
             client, log=log, redis=redis, keys=keys, watches=watches, pressure=pressure, step_types=step_types,

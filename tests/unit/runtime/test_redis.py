@@ -12,8 +12,8 @@ from anabranch.shared.runtime.settings import Settings
 def test_every_key_is_under_the_prefix_and_no_two_are_alike() -> None:
     keys = RedisKeys("p")
     made = [
-        keys.run("1"), keys.channel("1"), keys.worker_memory("1", 1), keys.idempotency("1"), keys.rate_limit("1", 1),
-        keys.result("1"),
+        keys.run("1"), keys.channel("1"), keys.worker_memory("1", 1), keys.idempotency("1"),
+        keys.rate_limit("1", "1", "1"), keys.result("1"),
     ]  # fmt: skip
     assert all(key.startswith("p:") for key in made)
     assert len(set(made)) == len(made)

@@ -1,0 +1,44 @@
+"""What each route is for: which limit counts for it, and whether another site may not send it."""
+
+from enum import Enum
+from typing import Final
+
+from aiohttp import web
+
+
+class RouteClass(Enum):
+    """What a request does."""
+
+    OPEN = "open"  # tells nothing of a tenant: counted for nobody
+    READ = "read"
+    CHANGE = "change"
+
+
+# By method and path as in the URL table. What is not in here is judged by its method.
+CLASSES: Final = {
+    ("POST", "/v1/runs"): RouteClass.CHANGE,
+    ("GET", "/v1/runs/{id}"): RouteClass.READ,
+    ("POST", "/v1/pipelines:validate"): RouteClass.READ,
+    ("GET", "/v1/step-types"): RouteClass.READ,
+    ("GET", "/healthz"): RouteClass.OPEN,
+    ("GET", "/readyz"): RouteClass.OPEN,
+    ("GET", "/metrics"): RouteClass.OPEN,
+}
+
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+UNMATCHED: Final = "unmatched"
+
+
+def route_of(request: web.Request) -> str:
+    """Return the path as the URL table has it, or `unmatched`."""
+    resource = request.match_info.route.resource
+    return UNMATCHED if resource is None else resource.canonical
+
+
+def class_of(request: web.Request) -> RouteClass:
+    """Return what a request does; nobody changes anything by a safe method, and any other may."""
+    method = "GET" if request.method == "HEAD" else request.method
+    known = CLASSES.get((method, route_of(request)))
+    if known is None:
+        known = RouteClass.READ if method in _SAFE else RouteClass.CHANGE
+    return known

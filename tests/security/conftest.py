@@ -1,0 +1,3 @@
+from tests.unit.gateway.conftest import gateway
+
+__all__ = ["gateway"]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import LineTooLong
@@ -98,8 +98,8 @@ def _in_our_version(handler: Callable[..., Any]) -> Callable[..., Any]:
         if request._version != HttpVersion11:  # `version` would remember what it says first
             request[VERSION] = f"{request._version.major}.{request._version.minor}"
             request._version = HttpVersion11
-        if "Expect" in request.headers:
-            kept = CIMultiDict(request.headers)
+        if "Expect" in request._headers:  # `headers` would remember them
+            kept = CIMultiDict(request._headers)
             request[EXPECTS] = ", ".join(kept.popall("Expect")).lower()
             request._headers = CIMultiDictProxy(kept)
         response: web.StreamResponse = await handler(request)
@@ -127,7 +127,7 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection up, or say that there are too many."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
         peer = transport.get_extra_info("peername")
         client = self._listening.counted_as(str(peer[0])) if isinstance(peer, tuple) else ""
         if self._is_too_many(client):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, Protocol
 
+import orjson
 from aiokafka.structs import RecordMetadata
 
 from anabranch.services.gateway.metrics import GatewayMetrics
@@ -43,7 +44,6 @@ class Request:
 
     run_id: str
     submission: Submission
-    body: bytes
     key: str | None = None
     trace_id: str = ""
 
@@ -99,7 +99,7 @@ class Intake:
         return await self._accept_keyed(request)
 
     async def _accept_keyed(self, request: Request) -> Accepted:
-        body_hash = blake2b(request.body, digest_size=16).hexdigest()
+        body_hash = content_hash(request.submission)
         key = self._keys.get(request.run_id)
         if key is None:
             key = _Key(body_hash)
@@ -161,6 +161,19 @@ class Intake:
             raise _unknown(request) from error
         self._accepted.remember(run_id, submission, where.timestamp if where.timestamp > 0 else now_ms)
         self._metrics.run_accepted()
+
+
+def content_hash(submission: Submission) -> str:
+    """Return what two bodies with the same content share, in whatever spacing, order, encoding or language.
+
+    Absent inputs count as their defaults, and the author's order of steps, which is kept in the run, does not count.
+    """
+    content = {
+        "definition": orjson.loads(submission.definition.canonical),
+        "inputs": submission.inputs,
+        "labels": submission.labels,
+    }
+    return blake2b(orjson.dumps(content, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
 
 
 def _too_large(size: int) -> ProblemError:

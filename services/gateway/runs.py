@@ -39,7 +39,7 @@ async def submit_run(request: web.Request) -> web.StreamResponse:
     submission = await app[keys.READER].submission(body, media_type)
     run_id = new_run_id() if key is None else run_id_for_key(tenant_of(request), key)
     request[keys.RUN_ID] = run_id
-    submitted = Request(run_id, submission, body, key, trace_id_of(request))
+    submitted = Request(run_id, submission, key, trace_id_of(request))
     deadline = Deadline.after(wait_s or 0)
     watches = app[keys.WATCHES]
     client = client_of(request)

@@ -12,6 +12,14 @@ _US_PER_UNIT: Final = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000,
 _DURATION: Final = re.compile(
     "".join(rf"(?:(?P<{unit}>[0-9]{{1,12}}(?:\.[0-9]{{1,6}})?){unit})?" for unit in _US_PER_UNIT)
 )
+_ONE: Final = "[0-9]{1,12}([.][0-9]{1,6})?"
+_UNITS: Final = tuple(_US_PER_UNIT)
+# The same for JSON Schemas, whose patterns cannot say that a text is not empty: begun by each unit in turn.
+DURATION_PATTERN: Final = "^({})$".format(
+    "|".join(
+        _ONE + unit + "".join(f"({_ONE}{smaller})?" for smaller in _UNITS[at + 1 :]) for at, unit in enumerate(_UNITS)
+    )
+)
 _WHAT_IT_IS: Final = "write it like 500ms, 15m, 1h30m or 2d, or as a number of seconds"
 
 

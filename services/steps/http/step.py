@@ -3,17 +3,17 @@
 import asyncio
 import hashlib
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import aiohttp
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from anabranch.services.steps.charsets import decoded
 from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.duration import Duration
 from anabranch.services.steps.fetch import open_session, refusal, requested
 from anabranch.services.steps.step_type import step_type
-from anabranch.shared.contracts.durations import parse_duration
 from anabranch.shared.contracts.errors import ErrorType, RetryableError, TerminalError
 from anabranch.shared.contracts.limits import MAX_INTEGER, MAX_NESTING, MAX_STEP_OUTPUT_BYTES
 from anabranch.shared.contracts.nesting import is_too_deep
@@ -24,8 +24,6 @@ _CHUNK_BYTES: Final = 64 * 1024
 _MAX_JSON_NESTING: Final = MAX_NESTING - 1  # it lies in the output
 _SURELY_FITS_BYTES: Final = MAX_STEP_OUTPUT_BYTES // 16  # body and `json`, each byte of them escaped as \\u0000
 _MAY_BE_TOO_LARGE: Final = re.compile(r"\d{19}")
-
-Duration = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=str | float)]
 
 
 class Request(BaseModel):

@@ -1,16 +1,14 @@
 """For trying out pipelines and for load tests."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.duration import Duration
 from anabranch.services.steps.step_type import step_type
-from anabranch.shared.contracts.durations import parse_duration
 from anabranch.shared.contracts.errors import RetryableError, TerminalError
-
-Duration = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=str | float)]
 
 
 class Simulation(BaseModel):

@@ -103,10 +103,10 @@ async def test_what_is_written_over_an_announcement_is_written_over(
     service.outbox.append(settings.topics.step_types, 0, b"another", b"{", ())  # not ours
     other = Service(settings, "2")
     await other.start()
-    await until_stands(settings, service.value, 10)
+    await until_stands(settings, service.value, 12)  # the second time that it has taken its turn, and so has the other
     assert min(each._announcing._pause_s for each in (service, other)) >= 0.2  # doubled at each turn
     await service.stop()
-    await until_stands(settings, other.value, 11)
+    await until_stands(settings, other.value, 13)
     await other.stop()
 
 

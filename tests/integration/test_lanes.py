@@ -178,7 +178,9 @@ async def test_topic_that_is_deleted_in_use_refuses_and_is_told_to_be_gone(bench
     await bench.create(partitions=2)
     await bench.until_taken(b"taken")
     assert sorted(await bench.read()) == [0, 1]
-    assert [what for what, _ in bench.watcher.told] == ["closed", "gone", "opened"]
+    told = [what for what, _ in bench.watcher.told]
+    assert sorted(told[:-1]) == ["closed", "gone"]  # whichever is noticed first: a look, or the first refusal
+    assert told[-1] == "opened"
 
 
 async def test_record_that_is_too_large_for_its_topic_is_refused_alone(bench: Bench) -> None:

@@ -13,7 +13,6 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from structlog.typing import FilteringBoundLogger
 
-from anabranch.services.steps.kafka_ports import Fail
 from anabranch.services.steps.step_type import StepType
 from anabranch.shared.contracts.announcements import BadAnnouncement, check_announcement
 from anabranch.shared.contracts.codec import Encoded, encode
@@ -21,6 +20,7 @@ from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import MAX_ANNOUNCEMENT_BYTES
 from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import Outbox, new_consumer
+from anabranch.shared.runtime.owned import Fail
 from anabranch.shared.runtime.settings import Settings
 
 _LOOK_MS: Final = 5_000  # a poll of the topic without records ends after this; then the command topic is looked for
@@ -79,15 +79,19 @@ class Announcing:
         A command topic that is gone ends the process; it is created at the next start.
         """
         while True:
-            consumer = new_consumer(self._settings, auto_offset_reset="earliest", fetch_max_wait_ms=_LOOK_MS)
             try:
-                await consumer.start()
-                await self._follow(consumer)
+                await self._look_after()
             except (KafkaError, OSError) as error:
                 self._log.warning("the announcement cannot be looked after", uses=self._name, error=repr(error))
-            finally:
-                await consumer.stop()
             await asyncio.sleep(_PAUSE_S)
+
+    async def _look_after(self) -> None:
+        consumer = new_consumer(self._settings, auto_offset_reset="earliest", fetch_max_wait_ms=_LOOK_MS)
+        try:
+            await consumer.start()
+            await self._follow(consumer)
+        finally:
+            await consumer.stop()
 
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
         await self._outbox.acknowledged()

@@ -8,7 +8,7 @@ may pass; a new assignment begins unpaused, so its partitions are paused in the 
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -19,6 +19,7 @@ from anabranch.services.steps.ports import AssignmentListener, CancelRecord, Com
 from anabranch.shared.contracts.limits import MAX_FETCHED_BYTES, MIB
 from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import new_consumer
+from anabranch.shared.runtime.owned import Fail, OwnedTask
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReader
 
@@ -28,8 +29,6 @@ _CONTROL_BATCH: Final = 1_000
 _MAX_FETCHED: Final = 2_000
 _TAKE_BYTES: Final = 4 * MIB  # of one take: what is taken is parsed at once
 _POLL_S: Final = 0.5  # far below max.poll.interval
-
-Fail = Callable[[BaseException], Awaitable[None]]
 
 
 def group_of(settings: Settings, uses: str) -> str:
@@ -51,8 +50,8 @@ class KafkaCommands:
         self._member: AIOKafkaConsumer = new_consumer(settings, group_id=group_of(settings, uses), **(own | overrides))
         self._reader = TopicReader(settings, self._topic, self._deliver)
         self._fail = fail
-        self._background: list[asyncio.Task[None]] = []
-        self._seeking: asyncio.Task[None] | None = None
+        self._background: list[OwnedTask] = []
+        self._seeking: OwnedTask | None = None
         self._next: dict[int, int] = {}  # the offset to serve next, of each partition that is ours
         self._fetched: deque[CommandRecord] = deque()
         self._fetched_bytes = 0  # of their values
@@ -71,7 +70,7 @@ class KafkaCommands:
         """Join the group; return when it has given us our share."""
         await self._reader.start()
         self._background = [
-            asyncio.create_task(self._unless_it_fails(work), name=f"commands: {name}")
+            OwnedTask(work, name=f"commands: {name}", fail=self._fail)
             for name, work in (("read", self._keep_reading()), ("poll", self._keep_polling()))
         ]
         self._member.subscribe([self._topic], listener=_Rebalances(self, listener, self._fail))
@@ -118,7 +117,7 @@ class KafkaCommands:
     async def stop(self) -> None:
         """Leave the group."""
         for task in (*self._background, *([self._seeking] if self._seeking else ())):
-            task.cancel()
+            task.let_go()
         await self._member.stop()
         await self._reader.stop()
 
@@ -127,7 +126,7 @@ class KafkaCommands:
     def revoked(self) -> None:
         """Nothing is ours; what was fetched and not served is somebody else's."""
         if self._seeking is not None:
-            self._seeking.cancel()
+            self._seeking.let_go()
         for partition in self._next:
             self._reader.leave(partition)
         self._next = {}
@@ -139,7 +138,7 @@ class KafkaCommands:
         self.revoked()
         self._member.pause(*partitions)
         self.assignment += 1
-        self._seeking = asyncio.create_task(self._unless_it_fails(self._seek(partitions)), name="commands: seek")
+        self._seeking = OwnedTask(self._seek(partitions), name="commands: seek", fail=self._fail, may_return=True)
         return self.assignment
 
     async def _seek(self, partitions: Collection[TopicPartition]) -> None:
@@ -198,12 +197,6 @@ class KafkaCommands:
             await self._arrived.wait()
         finally:
             timer.cancel()
-
-    async def _unless_it_fails(self, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except Exception as error:  # noqa: BLE001  nobody awaits this task: the process ends
-            await self._fail(error)
 
 
 def _some_of(fetched: deque[CommandRecord], max_records: int) -> list[CommandRecord]:

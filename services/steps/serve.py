@@ -22,6 +22,7 @@ from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEP_TYPES, STEPS, Topic
 from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
+from anabranch.shared.runtime.owned import OwnedTask
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Deadline, Service, run_service
 
@@ -54,7 +55,8 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
         stack.push_async_callback(_stop_outbox, outbox, service)
         announcing = Announcing(step_type, outbox, settings, service.log, service.fail)
         announcing.announce()
-        stack.push_async_callback(_cancel, asyncio.create_task(announcing.keep(), name="keep announced"))
+        keeping = OwnedTask(announcing.keep(), name="keep announced", fail=service.fail)
+        stack.push_async_callback(keeping.stop)
         await control.start()
         stack.push_async_callback(control.stop)
         redis = new_redis(settings)
@@ -165,11 +167,6 @@ async def _topics_are_there(
 def _name_of(settings: StepServiceSettings) -> str:
     """Return a name that no worker had before: a restarted container has the host name and pid of its predecessor."""
     return f"{settings.instance}-{uuid4().hex[:6]}"
-
-
-async def _cancel(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.wait([task])
 
 
 async def _stop_outbox(outbox: Outbox, service: Service[Any]) -> None:

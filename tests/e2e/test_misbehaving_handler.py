@@ -169,7 +169,16 @@ async def test_a_handler_that_exits_interrupts_or_cancels_itself_fails_its_attem
 
 
 @pytest.mark.parametrize(
-    ("act", "code"), [("stop", 1), ("exit-in-a-task", 1), ("cancel-all", 1), ("_exit", 9), ("segfault", -11)]
+    ("act", "code"),
+    [
+        ("stop", 1),
+        ("exit-in-a-task", 1),
+        ("cancel-all", 1),
+        ("cancel-announcing", 1),
+        ("cancel-polling", 1),
+        ("_exit", 9),
+        ("segfault", -11),
+    ],
 )
 async def test_a_handler_that_ends_its_worker_ends_it_at_once(
     settings: Settings, tmp_path: Path, act: str, code: int

@@ -39,6 +39,11 @@ def _cancel_all() -> None:
         task.cancel()
 
 
+def _cancel(name: str) -> None:
+    (task,) = (task for task in asyncio.all_tasks() if task.get_name() == name)
+    task.cancel()
+
+
 def _task() -> "asyncio.Task[Any]":
     task = asyncio.current_task()
     assert task is not None
@@ -58,6 +63,8 @@ ACTS: dict[str, Callable[[], Any]] = {
     "stop": lambda: asyncio.get_running_loop().stop(),
     "exit-in-a-task": lambda: STRAY.add(asyncio.create_task(_exit_in_a_task())),
     "cancel-all": _cancel_all,
+    "cancel-announcing": lambda: _cancel("keep announced"),
+    "cancel-polling": lambda: _cancel("commands: poll"),
 }
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,11 +61,17 @@ class ServiceProcess:
         """Start the process; it is ready some time later. One that must keep its port does so once it was ready."""
         if not (self._keeps_port and self._was_ready):
             self.port = free_port(preferred=self.port)
-        env = {**self._env, "ANABRANCH_HTTP_HOST": HOST, "ANABRANCH_HTTP_PORT": str(self.port)}
+        env = {**self._env, "ANABRANCH_HTTP_HOST": HOST, "ANABRANCH_HTTP_PORT": str(self.port), **self._predecessor()}
         child = await spawn(self._command, env=env)
         self._child, self._end_is_wanted = child, False  # together: `died` must not take the last one for it
         self.starts += 1
         self._reading = asyncio.create_task(self._read(self._child), name=f"log of {self.name}")
+
+    def _predecessor(self) -> dict[str, str]:
+        """What the new process is told of the one before: its name, as services name themselves, and how it ended."""
+        if self._child is None or self._child.exit_code is None:
+            return {}
+        return {"ANABRANCH_PREDECESSOR": f"{socket.gethostname()}-{self._child.pid} {self._child.exit_code}"}
 
     async def died(self) -> int:
         """Wait until it ends without having been stopped or killed through this object; return the exit status."""

@@ -77,12 +77,15 @@ def timed_out(command: RunStep, duration_ms: int) -> AttemptFailed:
     )  # fmt: skip
 
 
-def worker_lost(command: RunStep, known: Remembered) -> AttemptFailed:
+def worker_lost(command: RunStep, known: Remembered, last_words: str) -> AttemptFailed:
     """Return the failure of an attempt that took its worker down with it, again and again."""
+    how = last_words or (
+        "nobody said how: by the handler (os._exit, a crash of native code), or killed (memory); its log has its last "
+        "words, whoever started it has its exit code"
+    )
     message = (
-        f"{command.step} was tried alone {known.alone} times, last by {known.alone_on}, and each time its worker ended "
-        "before it could answer: by the handler (os._exit, the event loop stopped, a crash of native code), or killed "
-        "(memory). The log of that worker has its last words, whoever started it has its exit code"
+        f"{command.step} was tried alone {known.alone} times, and each time its worker ended before it could answer. "
+        f"The last was {known.alone_on}: {how}"
     )
     return failed(command, Failure(ErrorType.WORKER_LOST, message), 0)
 

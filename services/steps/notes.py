@@ -104,6 +104,10 @@ class Notes:
         """Return when it is written that the attempt is taken up again, or the memory is unavailable."""
         await self._takes.ask(take)
 
+    async def last_words(self, worker: str) -> str:
+        """Return how a worker ended; nothing, if nobody said or the memory is unavailable."""
+        return await self._try(self._memory.last_words(worker)) or ""
+
     async def keep_reading(self) -> None:
         """Answer what `recall` asks, for ever."""
         await self._recalls.keep_answering(lambda asked: self._try(self._memory.recall(asked)))

@@ -139,6 +139,9 @@ class Memory(Protocol):
     async def count_takes(self, takes: Sequence[Take]) -> None:
         """Add one to each attempt's takes, and to those alone, atomically."""
 
+    async def last_words(self, worker: str) -> str:
+        """Return how a worker ended, as far as somebody could say."""
+
     async def remember(self, notes: Sequence[Note]) -> None:
         """Write the notes; each is kept for the result retention from now."""
 

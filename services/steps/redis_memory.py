@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from anabranch.services.steps.last_words import RETENTION_S, instance_of
 from anabranch.services.steps.ports import Asked, MemoryUnavailable, Note, Remembered, Take
 from anabranch.shared.runtime.redis import RedisKeys
 
@@ -62,6 +63,17 @@ class RedisMemory:
                 for bucket in _by_bucket(takes):
                     pipe.expire(self._key(bucket), self._retention_s)
                 await pipe.execute()
+
+    async def last_words(self, worker: str) -> str:
+        """Return what the worker said at its end, and how its process ended."""
+        with _wrapped():
+            said = await self._redis.mget(self._keys.worker_end(worker), self._keys.worker_end(instance_of(worker)))
+        return "; ".join(words.decode(errors="replace") for words in said if isinstance(words, bytes))
+
+    async def note_end(self, instance: str, how: str) -> None:
+        """Write how a process ended."""
+        with _wrapped():
+            await self._redis.set(self._keys.worker_end(instance), how, ex=RETENTION_S)
 
     async def remember(self, notes: Sequence[Note]) -> None:
         """Write the notes: one HSET per hash."""

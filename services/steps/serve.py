@@ -13,7 +13,9 @@ from anabranch.services.steps.announcing import Announcing
 from anabranch.services.steps.guard import failure_of
 from anabranch.services.steps.invoke import invoker
 from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl
+from anabranch.services.steps.last_words import predecessor_of, say_last_words
 from anabranch.services.steps.metrics import WorkerMetrics
+from anabranch.services.steps.ports import MemoryUnavailable
 from anabranch.services.steps.redis_memory import RedisMemory
 from anabranch.services.steps.settings import StepServiceSettings
 from anabranch.services.steps.step_type import StepType
@@ -27,7 +29,8 @@ from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Deadline, Service, run_service
 
 _KAFKA_WITHIN_S: Final = 60.0
-_GONE_WITHIN_S: Final = 0.8  # of a worker that failed: a second, with what it takes to notice
+_GONE_WITHIN_S: Final = 0.6  # of a worker that failed: a second, with its last words and what it takes to notice
+_REDIS_WITHIN_S: Final = 1.0  # at the start; a memory that is slower is as good as none
 _LOOK_AGAIN_S: Final = 0.5  # for topics that other services create
 _OF_OTHERS: Final = (INBOX, CONTROL, STEP_TYPES, DEAD_LETTERS)
 
@@ -61,16 +64,18 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
         stack.push_async_callback(control.stop)
         redis = new_redis(settings)
         stack.push_async_callback(redis.aclose)
+        name, memory = _name_of(settings), RedisMemory(redis, RedisKeys(settings.topic_prefix), step_type.name)
+        await _note_predecessor(memory, service)
         commands = KafkaCommands(settings, step_type.name, fail=service.fail)
         stack.push_async_callback(commands.stop)  # also of a worker that failed: its sockets are closed
         numbers = settings.worker(concurrency=step_type.concurrency)
         worker = Worker(
             step_type,
-            name=_name_of(settings),
+            name=name,
             topics=topics,
             commands=commands,
             results=outbox,
-            memory=RedisMemory(redis, RedisKeys(settings.topic_prefix), step_type.name),
+            memory=memory,
             control=control,
             now_ms=now_ms,
             log=service.log,
@@ -82,6 +87,7 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
         service.ready_when("membership", lambda: commands.is_member or "waiting for its share of the commands")
         service.ready_when("taking", lambda: worker.is_taking or "takes no commands")
         service.in_hand = worker.in_hand
+        service.last_words = partial(say_last_words, settings, name)
         waits_for.nothing()
         try:
             await worker.run(service.stopping)
@@ -162,6 +168,17 @@ async def _topics_are_there(
             await asyncio.sleep(_LOOK_AGAIN_S)
     finally:
         await consumer.stop()
+
+
+async def _note_predecessor(memory: RedisMemory, service: Service[StepServiceSettings]) -> None:
+    """Write how the process before this one ended, before anything that it had in hand is taken up."""
+    if (told := predecessor_of(service.settings)) is None:
+        return
+    try:
+        async with asyncio.timeout(_REDIS_WITHIN_S):
+            await memory.note_end(*told)
+    except (MemoryUnavailable, TimeoutError) as error:
+        service.log.warning("how the process before this one ended cannot be written down", error=repr(error))
 
 
 def _name_of(settings: StepServiceSettings) -> str:

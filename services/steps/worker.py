@@ -377,7 +377,7 @@ class Worker(Generic[In, Out]):
             if self._is_answered_for(attempt, known):
                 return None
             if known.alone >= self._settings.max_alone:
-                return self._lost(attempt, known)
+                return self._lost(attempt, known, await self._notes.last_words(known.alone_on))
             await self._take_again(attempt, known)
         elif self._trials.may_be_on:
             await self._trials.until_none_may_be_on()
@@ -574,8 +574,8 @@ class Worker(Generic[In, Out]):
         take = Take(attempt.id, attempt.command.at_ms, self._name if is_alone else "")
         await self._notes.count_take(take)
 
-    def _lost(self, attempt: Attempt, known: Remembered) -> answers.Answer:
-        answer = answers.worker_lost(attempt.command, known)
+    def _lost(self, attempt: Attempt, known: Remembered, last_words: str) -> answers.Answer:
+        answer = answers.worker_lost(attempt.command, known, last_words)
         self._append_dead_letter(attempt.record, answer.error.type, answer.error.message, lambda: None)
         return answer
 

@@ -39,6 +39,10 @@ class RedisKeys:
         """What workers of a step type know about attempts, by bucket."""
         return f"{self.prefix}:worker:{uses}:{bucket}"
 
+    def worker_end(self, name: str) -> str:
+        """How a worker, or the process it was in, ended."""
+        return f"{self.prefix}:worker-end:{name}"
+
     def idempotency(self, run_id: str) -> str:
         """The body's hash of a submission with an idempotency key."""
         return f"{self.prefix}:idempotency:{run_id}"

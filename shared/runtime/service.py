@@ -70,6 +70,8 @@ class Service(Generic[SettingsT]):
         self.port: int | None = None
         self.in_hand: Callable[[], Sequence[str]] = tuple
         """What is named if the process ends before its time: who may have done it."""
+        self.last_words: Callable[[str], None] | None = None
+        """Is told why, once, if something is in hand when the process ends before its time; it may take a moment."""
         self._readiness = Readiness()
         self._readiness.add("service", self._is_running)
         self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -311,6 +313,9 @@ def _say_why(service: Service[SettingsT], error: BaseException, in_hand: Sequenc
         service.log.error("failed", why=why, exc_info=error, **suspects)
     except BaseException:  # noqa: BLE001  an exception of somebody else's that cannot be shown: it is said all the same
         service.log.error("failed", why=why, **suspects)  # noqa: TRY400  showing it is what failed
+    last_words, service.last_words = service.last_words, None
+    if in_hand and last_words is not None:
+        last_words(why)
 
 
 def _words(error: BaseException) -> str:

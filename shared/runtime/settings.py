@@ -74,6 +74,12 @@ class Settings(BaseSettings):
         default_factory=_instance,
         description="This process's name in logs and messages; `<hostname>-<pid>` unless set.",
     )
+    predecessor: str = Field(
+        "",
+        pattern=r"^(\S+ -?\d+)?$",
+        description="How the process before this one ended, `<instance> <exit status>`, negative for a signal: "
+        "from a supervisor that knows. `WorkerLost` says it.",
+    )
     stop_timeout_s: float = Field(
         20.0,
         gt=0,

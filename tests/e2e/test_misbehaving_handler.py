@@ -16,9 +16,12 @@ import pytest
 import pytest_asyncio
 from aiokafka.structs import TopicPartition
 
+from anabranch.deploy.local.console import Console
 from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.ports import free_port
 from anabranch.deploy.local.redis import LocalRedis
+from anabranch.deploy.local.service_process import ServiceProcess
+from anabranch.deploy.local.supervisor import supervise
 from anabranch.shared.contracts.codec import Undecodable, decode, encode
 from anabranch.shared.contracts.messages import INBOX as INBOX_MESSAGES
 from anabranch.shared.contracts.messages import RunStep
@@ -31,6 +34,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)
 RUN = "0190b0a0-0000-7000-8000-000000000001"
 PREFIXES = count()
 ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "tests.support.misbehaving")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -54,30 +58,35 @@ async def settings(servers: tuple[str, str]) -> Settings:
 
 
 @dataclass
-class Supervised:
-    """The step service, and how it ended each time."""
+class Running:
+    """The step service."""
 
     settings: Settings
     log: Path
     env: dict[str, str]
     port: int = field(default_factory=free_port)
-    codes: list[int] = field(default_factory=list)
     process: asyncio.subprocess.Process | None = None
+
+    def environment(self) -> dict[str, str]:
+        """What it is told."""
+        return (
+            os.environ
+            | self.env
+            | {
+                "KAFKA_BOOTSTRAP_SERVERS": self.settings.kafka_bootstrap_servers,
+                "REDIS_URL": self.settings.redis_url,
+                "ANABRANCH_TOPIC_PREFIX": self.settings.topic_prefix,
+                "ANABRANCH_RUN_PARTITIONS": "2",
+                "ANABRANCH_STEP_PARTITIONS": "2",
+                "ANABRANCH_HTTP_PORT": str(self.port),
+            }
+        )
 
     async def start(self) -> asyncio.subprocess.Process:
         """Start it."""
-        told = {
-            "KAFKA_BOOTSTRAP_SERVERS": self.settings.kafka_bootstrap_servers,
-            "REDIS_URL": self.settings.redis_url,
-            "ANABRANCH_TOPIC_PREFIX": self.settings.topic_prefix,
-            "ANABRANCH_RUN_PARTITIONS": "2",
-            "ANABRANCH_STEP_PARTITIONS": "2",
-            "ANABRANCH_HTTP_PORT": str(self.port),
-        }
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.support.misbehaving", cwd=ROOT, env=os.environ | told | self.env,
-                stdout=log, stderr=log,
+                *COMMAND, cwd=ROOT, env=self.environment(), stdout=log, stderr=log,
             )  # fmt: skip
         return self.process
 
@@ -95,16 +104,11 @@ class Supervised:
         except aiohttp.ClientError:
             return 0
 
-    async def keep_running(self) -> None:
-        """Start it again whenever it ends, for ever."""
-        while True:
-            self.codes.append(await (await self.start()).wait())
-
 
 @asynccontextmanager
-async def supervised(settings: Settings, log: Path, **env: str) -> AsyncIterator[Supervised]:
+async def supervised(settings: Settings, log: Path, **env: str) -> AsyncIterator[Running]:
     """A service that is gone afterwards."""
-    service = Supervised(settings, log, env)
+    service = Running(settings, log, env)
     try:
         yield service
     finally:
@@ -131,6 +135,11 @@ async def command(settings: Settings, acts: Iterable[tuple[str, str, float]]) ->
 
 async def answers(settings: Settings, steps: Iterable[str], within_s: float) -> dict[str, str]:
     """Return what was answered for each of the steps: the error's type, or that it succeeded."""
+    return {step: said.partition(": ")[0] for step, said in (await errors(settings, steps, within_s)).items()}
+
+
+async def errors(settings: Settings, steps: Iterable[str], within_s: float) -> dict[str, str]:
+    """Return what was answered for each of the steps: the error's type and text, or that it succeeded."""
     wanted, found = set(steps), dict[str, str]()
     consumer = new_consumer(settings)
     await consumer.start()
@@ -144,7 +153,7 @@ async def answers(settings: Settings, steps: Iterable[str], within_s: float) -> 
                 assert not isinstance(message, Undecodable)
                 if message.type in ("AttemptFailed", "AttemptSucceeded"):
                     failed = message.type == "AttemptFailed"
-                    found[message.step] = message.error.type if failed else message.type
+                    found[message.step] = f"{message.error.type}: {message.error.message}" if failed else message.type
     finally:
         await consumer.stop()
     return found
@@ -198,18 +207,40 @@ async def test_a_handler_that_ends_its_worker_ends_it_at_once(
         assert "misbehaving.py" in words
 
 
-async def test_beside_a_step_that_ends_its_worker_its_neighbours_succeed(settings: Settings, tmp_path: Path) -> None:
-    """And the step is put aside after five ends of the worker."""
-    async with supervised(settings, tmp_path / "log") as service:
-        await command(settings, [*((f"n{n}", "well", 0.3) for n in range(5)), ("bomb", "_exit", 0.1)])
-        running = asyncio.create_task(service.keep_running())
-        try:
-            found = await answers(settings, [*(f"n{n}" for n in range(5)), "bomb"], 300)
-        finally:
-            running.cancel()
-    assert found == {f"n{n}": "AttemptSucceeded" for n in range(5)} | {"bomb": "WorkerLost"}
-    print(f"\nends of the worker: {service.codes}")
-    assert len(service.codes) <= 5
+@pytest.mark.parametrize(
+    ("act", "how"),
+    [
+        ("_exit", "its process ended with exit code 9"),
+        ("segfault", "its process was ended by SIGSEGV (11)"),
+        ("exit-in-a-task", "it said SystemExit: 3; its process ended with exit code 1"),
+        (
+            "cancel-announcing",
+            "it said EndedUnasked: keep announced: it was cancelled; its process ended with exit code 1",
+        ),
+    ],
+)
+async def test_beside_a_step_that_ends_its_worker_its_neighbours_succeed_and_its_error_says_how_that_ended(
+    settings: Settings, tmp_path: Path, act: str, how: str
+) -> None:
+    """The step is put aside after four ends of the worker, which the local stack's supervisor starts again."""
+    await command(settings, [*((f"n{n}", "well", 0.3) for n in range(5)), ("bomb", act, 0.1)])
+    service = ServiceProcess(
+        "misbehaving", "misbehaving", command=COMMAND, env=Running(settings, tmp_path, {}).environment(),
+        log=tmp_path / "log", console=Console(), port=free_port(), keeps_port=False,
+    )  # fmt: skip
+    await service.start()
+    supervising = asyncio.create_task(supervise(service, Console(), delay_s=0.1))
+    try:
+        found = await errors(settings, [*(f"n{n}" for n in range(5)), "bomb"], 300)
+    finally:
+        supervising.cancel()
+        service.kill()
+    lost = found.pop("bomb")
+    assert found == {f"n{n}": "AttemptSucceeded" for n in range(5)}
+    print(f"\nends of the worker: {service.starts - 1}; {lost}")
+    assert lost.startswith("WorkerLost: bomb was tried alone 3 times")
+    assert lost.endswith(how)
+    assert service.starts <= 6
 
 
 @pytest.mark.parametrize(("lifespan", "name"), [("sys.exit", "SystemExit"), ("cancel", "CancelledError")])

@@ -173,6 +173,7 @@ class FakeMemory:
 
     def __init__(self) -> None:
         self.known: dict[str, Remembered] = {}
+        self.ends: dict[str, str] = {}
         self.is_down = False
         self.hangs = False
         self.recalls = 0
@@ -196,6 +197,10 @@ class FakeMemory:
             if take.alone_on:
                 known = known._replace(alone=known.alone + 1, alone_on=take.alone_on)
             self.known[take.attempt_id] = known
+
+    async def last_words(self, worker: str) -> str:
+        await self._call()
+        return self.ends.get(worker, "")
 
     async def remember(self, notes: Sequence[Note]) -> None:
         self.writes += 1

@@ -53,6 +53,17 @@ class Attempt:
         task.set_name(self.id)
         self._task = task
 
+    @property
+    def has_task(self) -> bool:
+        """Whether a task has begun to run it."""
+        return self._task is not None
+
+    def begin_again(self) -> None:
+        """Be as it was taken up: no handler has seen it."""
+        assert self.started_at is None
+        self.is_over = self.is_beginning = False
+        self._task = None
+
     def also_of(self, partition: PartitionInHand, offset: int) -> None:
         """Release the offset of a repeat with the original's."""
         if self.is_released:

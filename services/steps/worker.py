@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from contextvars import Context, copy_context
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Generic
 
@@ -63,6 +64,7 @@ Invoke = Callable[[object, StepContext], Awaitable[Outcome]]
 """Runs one attempt: from the input of its command to an outcome."""
 
 
+_UNASKED: Final = "its task was cancelled by a handler, this one or one beside it: nobody had asked the worker for that"
 _TAKES_EVERY: Final = 5  # polls: a worker that has not asked for commands for as long takes none
 
 
@@ -309,12 +311,11 @@ class Worker(Generic[In, Out]):
         self._busy += 1
         if self._must_recall(attempt):
             attempt.must_be_recalled = True
-            self._trials.doubt(attempt)
-            self._tasks.create_task(self._attempt(attempt))
+            self._begin(attempt)
             return
         if not self._ready:
-            self._tasks.create_task(self._run_ready())
-            self._tasks.create_task(self._run_rest())
+            self._tasks.create_task(self._run_ready()).add_done_callback(self._see_rest)
+            self._tasks.create_task(self._run_rest()).add_done_callback(self._see_rest)
         self._ready.append(attempt)
 
     # --- running -----------------------------------------------------------------------------------------------------
@@ -336,28 +337,62 @@ class Worker(Generic[In, Out]):
         A task too, not a callback: a group that is going down cancels it, and nothing more begins.
         """
         while self._ready:
-            self._tasks.create_task(self._attempt(self._ready.popleft()))
+            self._begin(self._ready.popleft())
+
+    def _see_rest(self, task: "asyncio.Task[None]") -> None:
+        """See that what is ready runs, also if a stranger cancelled who was to run it."""
+        if task.cancelled() and self._ready and not self._is_going_down:
+            self._tasks.create_task(self._run_rest()).add_done_callback(self._see_rest)
+
+    def _begin(self, attempt: Attempt) -> None:
+        """Give an attempt a task of its own."""
+        if attempt.must_be_recalled:
+            self._trials.doubt(attempt)
+        self._tasks.create_task(self._attempt(attempt)).add_done_callback(partial(self._see_begun, attempt))
+
+    def _see_begun(self, attempt: Attempt, task: "asyncio.Task[None]") -> None:
+        """See that an attempt runs, also if a stranger cancelled its task before that ran: nothing of it knows."""
+        if task.cancelled() and not attempt.has_task and not self._is_going_down:
+            self._leave_slot(attempt)
+            self._begin_again(attempt)
+
+    def _begin_again(self, attempt: Attempt) -> None:
+        """Begin an attempt whose handler was not called yet when a stranger cancelled its task."""
+        attempt.begin_again()
+        self._busy += 1
+        self._begin(attempt)
 
     async def _attempt(self, attempt: Attempt) -> None:
         """Run one attempt to its answer. Its task is cancelled to end it, for a reason, or because all ends.
 
-        A cancellation that nobody asked for is the handler's own doing, and so is a `GeneratorExit` in a running task.
+        A cancellation that nobody asked for is a handler's doing, its own or another's; so is a `GeneratorExit` in a
+        running task. An attempt whose handler was not called yet is not touched by it.
         """
         attempt.runs_in(asyncio.current_task())
+        is_untouched = False
         try:
             answer = await self._answer_of(attempt)
         except (asyncio.CancelledError, GeneratorExit) as error:
             if self._is_going_down or not attempt.is_running():
                 raise
-            if attempt.ending is None:
-                self._log.warning("an attempt was cancelled that nobody asked to end", attempt_id=attempt.id)
-            answer = self._ended(attempt, failure_of(error))
+            is_untouched = attempt.ending is None and attempt.started_at is None
+            answer = None if is_untouched else self._ended(attempt, self._unasked(attempt, error))
         except BaseException:
             self._go_down()
             raise
         finally:
             self._leave_slot(attempt)
-        self._conclude(attempt, answer)
+        if is_untouched:
+            self._begin_again(attempt)
+        else:
+            self._conclude(attempt, answer)
+
+    def _unasked(self, attempt: Attempt, error: BaseException) -> Failure:
+        """Return the failure of an attempt that is cancelled, for the case that nobody had asked to end it."""
+        if attempt.ending is None:
+            self._log.warning("an attempt was cancelled that nobody asked to end", attempt_id=attempt.id)
+        failure = failure_of(error)
+        return failure if failure.message else replace(failure, message=_UNASKED)
 
     def _conclude(self, attempt: Attempt, answer: answers.Answer | None) -> None:
         if answer is not None:

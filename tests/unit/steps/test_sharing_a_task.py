@@ -10,7 +10,7 @@ from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.step_type import StepType, step_type
 from anabranch.services.steps.worker import CancelledByStranger
 
-from .fakes import RUN, Echo, FakeResults, Order, World, a_command, a_world, running
+from .fakes import RUN, Echo, FakeResults, Order, World, a_command, a_world, an_old_command, running
 from .virtual import run
 
 Act = Callable[[Order, StepContext], Awaitable[None]]
@@ -161,6 +161,71 @@ def test_a_handler_that_cancels_its_neighbours_fails_their_attempts() -> None:
 
     world = run(served(act))
     assert [result for _, result in world.results.results()] == ["CancelledError"] * len(STEPS)
+
+
+def _cancel_other_attempts() -> None:
+    for task in asyncio.all_tasks():
+        coroutine = task.get_coro()
+        assert coroutine is not None
+        if task is not asyncio.current_task() and coroutine.__qualname__.startswith(
+            ("Worker._attempt", "Worker._run_re")
+        ):
+            task.cancel()
+
+
+@pytest.mark.parametrize("are_old", [False, True])
+def test_attempts_that_a_stranger_cancels_before_they_began_are_run(are_old: bool) -> None:
+    """Also those whose task has not run yet, or looks up their past: none is lost, none fails."""
+    cancelled: list[str] = []
+
+    async def act(order: Order, context: StepContext) -> None:
+        if not cancelled:
+            cancelled.append(context.step)
+            _cancel_other_attempts()
+        await asyncio.sleep(0.01)
+
+    async def main() -> World:
+        async with running(a_world(serves=acting(act))) as world:
+            make = an_old_command if are_old else a_command
+            for number in range(3):
+                for step in STEPS:
+                    world.send((a_command if step == "a" else make)(f"{step}{number}", text=f"{step}{number}"))
+            await asyncio.sleep(2)
+        return world
+
+    world = run(main())
+    assert sorted(output["text"] for _, output in world.results.results()) == [
+        f"{step}{number}" for step in STEPS for number in range(3)
+    ]
+    assert world.worker._busy == 0
+
+
+@pytest.mark.parametrize("turn", range(12))
+def test_whenever_a_stranger_cancels_no_attempt_is_lost(turn: int) -> None:
+    """At each turn of the loop while commands are taken up, looked up, and begun."""
+    began: list[str] = []
+
+    async def act(order: Order, context: StepContext) -> None:
+        began.append(context.step)
+        await asyncio.sleep(0)
+
+    async def main() -> World:
+        async with running(a_world(serves=acting(act))) as world:
+            for step in STEPS:
+                world.send(a_command(step, text=step))
+                world.send(an_old_command(f"old {step}", text=step))
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            before = set(began)
+            _cancel_other_attempts()
+            await asyncio.sleep(2)
+            failed = {m.step for m in world.results.messages() if m.type == "AttemptFailed"}
+            assert failed <= before  # who had begun may be retried
+        return world
+
+    world = run(main())
+    assert len(world.results.results()) == 2 * len(STEPS)
+    assert world.worker._busy == 0
 
 
 def test_a_handler_that_cancels_the_workers_own_tasks_ends_the_worker() -> None:

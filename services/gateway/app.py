@@ -13,6 +13,7 @@ from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.origin import origin
 from anabranch.services.gateway.origins import origins_of
+from anabranch.services.gateway.packing import packing
 from anabranch.services.gateway.pressure import Pressure
 from anabranch.services.gateway.rate_limit import RateLimits, rate_limit
 from anabranch.services.gateway.reads import RunReads
@@ -42,6 +43,7 @@ def create_app(
     addresses = Addresses(networks_of(settings.trusted_proxies))
     around = [  # the outermost first
         request_log(addresses, log, metrics, share=settings.request_log),
+        packing(),
         problems(),
         origin(origins_of(settings.cors_origins)),
         limits(settings.max_requests, settings.max_requests_of_client, metrics),

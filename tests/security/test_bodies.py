@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.security.wire import BODY
-from tests.unit.gateway.fakes import Bench, problem
+from tests.unit.gateway.fakes import Bench, announced, problem
 
 LIMIT = 2 * 1024 * 1024
 
@@ -74,3 +74,16 @@ async def test_a_body_that_is_not_what_it_says_is_400(gateway: Bench, encoding: 
     """Also one that ends too early, or goes on behind its end."""
     answer = await post(gateway, body, encoding)
     assert (answer.status, (await problem(answer))["type"]) == (400, "urn:anabranch:problem:unreadable")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [("gzip", True), ("br;q=1, GZIP;q=0.5", True), ("gzip;q=0", False), ("deflate", False), ("identity", False)],
+)
+async def test_a_large_answer_is_packed_for_who_accepts_it(gateway: Bench, accepted: str, packed: bool) -> None:
+    """And caches keep both apart."""
+    gateway.step_types.announce(announced("more", description="x" * 4000))
+    answer = await gateway.client.get("/v1/step-types", headers={"Accept-Encoding": accepted})
+    assert answer.headers.get("Content-Encoding") == ("gzip" if packed else None)
+    assert answer.headers["Vary"] == "Accept-Encoding"
+    assert "more" in [each["name"] for each in (await answer.json())["step_types"]]

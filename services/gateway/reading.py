@@ -74,6 +74,8 @@ class Reading:
         definition, known, inputs = None, False, {}
         value = source.value
         faults, more = _faults(envelope.sorted()) if envelope.problems else [], envelope.more
+        if envelope.full:
+            raise _invalid(faults, more)
         if isinstance(value, dict) and "definition" in value:
             try:
                 definition, known = self._valid(source.part("definition"), budget)
@@ -130,8 +132,10 @@ def _invalid(faults: list[Fault], more: int) -> ProblemError:
     listed, more = faults[:MAX_PROBLEMS], more + len(faults[MAX_PROBLEMS:])
     count = len(listed) + more
     what = "1 thing is" if count == 1 else f"{count:,} things are"
+    if len(listed) == MAX_PROBLEMS:  # what is costly to find was not looked for any more
+        what = f"At least {what}"
     if more:
-        listed.append(Fault("", f"and {more:,} more"))
+        listed.append(Fault("", f"and at least {more:,} more"))
     return ProblemError(Kind.INVALID, f"{what} wrong with what was sent; see errors.", faults=listed)
 
 
@@ -143,6 +147,9 @@ def _check_envelope(source: Source, report: Report) -> None:
         return
     for name in value:
         if name not in _FIELDS:
+            if report.full:
+                report.more += len(value) - len(report.problems) - sum(each in value for each in _FIELDS)
+                break
             report.add(pointer_to(name), f"unknown key {name[:80]!r}{report.suggest(name, _FIELDS)}")
     for name in _NAMED:
         if name in value:

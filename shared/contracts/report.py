@@ -10,12 +10,12 @@ from typing import Any, Final
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import MAX_CHECKING_COST, MAX_PROBLEMS
 from anabranch.shared.contracts.programs import suggestion
-from anabranch.shared.contracts.source import Position, Source, nearest_pointer
+from anabranch.shared.contracts.source import Source, nearest_pointer
 from anabranch.shared.contracts.urls import redacted
 
 _MAX_COMPARISONS: Final = 10_000  # of names, for suggestions
 _COMPARISON: Final = 300  # units of cost: two names of 60 characters
-_PLACING: Final = 8  # units for each character of a body, when places are first asked for
+_PLACING: Final = 2  # units for each character of a body: the places of what is wrong are found in one go
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,10 @@ class TooCostly(InvalidPipeline, InvalidInputs):
     """A definition or inputs that may be right; to find out costs more than the budget."""
 
 
+class Full(Exception):
+    """So much is wrong already that nothing further is done that costs anything: caught where a check begins."""
+
+
 class Budget:
     """Units of cost that may still be spent; every part of one submission takes from it."""
 
@@ -68,37 +72,34 @@ class Budget:
 
 
 class Report:
-    """The problems found so far."""
+    """The problems found so far: the first are kept, those that cost nothing to find are counted after that."""
 
     def __init__(self, source: Source, budget: Budget | None = None) -> None:
         self._source = source
         self._budget = Budget() if budget is None else budget
         self._comparisons = 0
         self._places_paid = False
-        self.problems: dict[tuple[str, str], Position | None] = {}
+        self.problems: dict[tuple[str, str], tuple[str, int] | None] = {}
         self.more = 0
 
     def add(self, pointer: str, message: str, text: str | None = None, offset: int = 0) -> None:
         """Note a problem; `text` and `offset` name a character in the string at the pointer."""
-        key = (nearest_pointer(self._source.base + pointer), redacted(message))
-        if key in self.problems:
-            return
         if self.full:
             self.more += 1
             return
         self._pay_for_places()
-        if text is None:
-            self.problems[key] = self._source.position(key[0])
-        else:
-            self.problems[key] = self._source.position_in(key[0], text, offset)
+        key = (nearest_pointer(self._source.base + pointer), redacted(message))
+        self.problems.setdefault(key, None if text is None else (text, offset))
 
     @property
     def full(self) -> bool:
-        """Whether further problems are only counted."""
+        """Whether further problems are only counted, and only where that costs nothing."""
         return len(self.problems) >= MAX_PROBLEMS
 
     def spend(self, units: int, pointer: str, what: str) -> None:
-        """Take the cost of a piece of work off the budget. Raises `TooCostly`."""
+        """Take the cost of a piece of work off the budget. Raises `TooCostly`; `Full` when it is not worth it."""
+        if self.full:
+            raise Full
         self._budget.left -= units
         if self._budget.left < 0:
             place = nearest_pointer(self._source.base + pointer)
@@ -117,9 +118,11 @@ class Report:
 
     def sorted(self) -> list[Problem]:
         """Return the problems in the order of the text."""
-        found = [
-            Problem(pointer, message, *(place or (None, None))) for (pointer, message), place in self.problems.items()
-        ]
+        places = self._source.positions(pointer for pointer, _ in self.problems)
+        found = []
+        for (pointer, message), within in self.problems.items():
+            place = places[pointer] if within is None else self._source.within(places[pointer], *within)
+            found.append(Problem(pointer, message, *(place or (None, None))))
         return sorted(found, key=lambda p: (p.line or 0, p.column or 0, p.pointer, p.message))
 
     def _pay_for_places(self) -> None:

@@ -7,9 +7,10 @@ JSON is RFC 8259 without duplicate keys. YAML is 1.2 with the core schema (yaml.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from json.decoder import scanstring  # type: ignore[attr-defined]  # not in the stubs
 from typing import Any, Final
 
 import yaml
@@ -45,11 +46,11 @@ class SourceError(AnabranchError):
 
 
 @dataclass(slots=True)
-class Place:
-    """Line and column of a value, and the places of the values in it by their key or index as a text."""
+class _Place:
+    """Where a value stands whose line and column are asked for, and those asked for in it by their key or index."""
 
-    position: Position
-    below: dict[str, "Place"] = field(default_factory=dict)
+    position: Position | None = None
+    below: dict[str, "_Place"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,32 +73,35 @@ class Source:
             value = value[key]
         return Source(value, self.text, self.is_yaml, self.base + pointer_to(*path), self._whole or self)
 
-    @cached_property
-    def _places(self) -> "Place | None":
-        """The place of the body's value, with those of all values in it."""
+    def positions(self, pointers: Iterable[str]) -> dict[str, Position | None]:
+        """Return where each value stands, or else the nearest value around it: in one go through the body.
+
+        What is not asked for is passed over, and what comes after the last one is not looked at.
+        """
         if self._whole is not None:
-            return self._whole._places
+            return self._whole.positions(pointers)
+        found: dict[str, Position | None] = dict.fromkeys(pointers)
         if not self.text:
-            return None
-        if not self.is_yaml:
-            return _json_places(self.text)
-        reader = _YamlReader(self.text, with_places=True)
-        reader.read()
-        return reader.place
+            return found
+        root, ways = _Place(), {}
+        for pointer in found:
+            ways[pointer] = _way_to(pointer, self.value, root)
+        if self.is_yaml:
+            _YamlReader(self.text, root).read()
+        else:
+            _JsonPlaces(self.text, root).find()
+        for pointer, way in ways.items():
+            found[pointer] = next((place.position for place in reversed(way) if place.position), None)
+        return found
 
     def position(self, pointer: str) -> Position | None:
         """Return where the value stands, or else the nearest value around it."""
-        place = self._places
-        for part in pointer.split("/")[1:] if place is not None else ():
-            below = None if place is None else place.below.get(part.replace("~1", "/").replace("~0", "~"))
-            if below is None:
-                break
-            place = below
-        return None if place is None else place.position
+        return self.positions([pointer])[pointer]
 
-    def position_in(self, pointer: str, text: str, offset: int) -> Position | None:
-        """Return where a character of a string stands: exactly, if its line reads like the string up to there."""
-        place = self.position(pointer)
+    def within(self, place: Position | None, text: str, offset: int) -> Position | None:
+        """Return where a character of a string stands that stands at a place: exactly, if its line reads like the
+        string up to there.
+        """
         if place is None:
             return None
         line = self._lines[place[0] - 1]
@@ -113,6 +117,26 @@ class Source:
 def pointer_to(*parts: str | int) -> str:
     """Return the JSON Pointer (RFC 6901) of a path."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _way_to(pointer: str, value: Any, place: _Place) -> list[_Place]:
+    """Add the places on the way to a value, as far as there is one, to those that are asked for, and return them."""
+    way = [place]
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key.isdecimal() and key.isascii() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            break
+        place = place.below.setdefault(key, _Place())
+        way.append(place)
+    return way
+
+
+def _count(place: _Place) -> int:
+    return 1 + sum(_count(each) for each in place.below.values())
 
 
 def nearest_pointer(pointer: str) -> str:
@@ -241,6 +265,7 @@ def _too_deep(position: Position | tuple[None, None] = (None, None)) -> SourceEr
     return SourceError(f"nested deeper than {MAX_NESTING} levels", *position)
 
 
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
 _JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
 
@@ -251,46 +276,54 @@ def _json_position_of(text: str, literal: str | None) -> Position | tuple[None, 
     return None, None
 
 
-def _json_places(text: str) -> Place | None:
-    """Return the place of a text that is known to be JSON, with those of every value in it."""
-    root = Place((1, 1))
-    frames = [_JsonFrame(root, in_object=False)]
-    line, line_start, seen = 1, 0, 0
-    for match in _JSON_TOKEN.finditer(text):
-        lexeme, start = match.group(), match.start()
-        newlines = text.count("\n", seen, start)
+class _JsonPlaces:
+    """Finds places in a text that is known to be JSON; values that are not asked for are passed over by the parser."""
+
+    _pass_over: Final = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # not in the stubs
+
+    def __init__(self, text: str, root: _Place) -> None:
+        self._text = text
+        self._root = root
+        self._left = _count(root)
+        self._line, self._line_start, self._seen = 1, 0, 0
+
+    def find(self) -> None:
+        """Give every place its position."""
+        self._value(self._next(0), self._root)
+
+    def _value(self, at: int, place: _Place | None) -> int:
+        """Return where the value at an offset ends; anything, when all places are found."""
+        if place is not None:
+            place.position = self._position(at)
+            self._left -= 1
+        if place is None or not place.below:
+            return self._pass_over(self._text, at)[1] if self._left else at
+        return self._object(at + 1, place) if self._text[at] == "{" else self._list(at + 1, place)
+
+    def _object(self, at: int, place: _Place) -> int:
+        at = self._next(at)
+        while self._text[at] != "}" and self._left:
+            key, at = scanstring(self._text, self._next(at) + 1)
+            at = self._next(self._value(self._next(self._next(at) + 1), place.below.get(key)))
+            at = self._next(at + 1) if self._left and self._text[at] == "," else at
+        return at + 1
+
+    def _list(self, at: int, place: _Place) -> int:
+        at, number = self._next(at), 0
+        while self._text[at] != "]" and self._left:
+            at = self._next(self._value(at, place.below.get(str(number))))
+            at, number = self._next(at + 1) if self._left and self._text[at] == "," else at, number + 1
+        return at + 1
+
+    def _next(self, at: int) -> int:
+        return _SPACE.match(self._text, at).end()  # type: ignore[union-attr]  # matches nothing too
+
+    def _position(self, at: int) -> Position:
+        newlines = self._text.count("\n", self._seen, at)
         if newlines:
-            line, line_start = line + newlines, text.rfind("\n", seen, start) + 1
-        seen = start
-        _json_token(lexeme, frames, (line, start - line_start + 1))
-    return root.below.get("0")
-
-
-@dataclass(slots=True)
-class _JsonFrame:
-    place: Place
-    in_object: bool
-    key: str | None = None
-
-    def put(self, place: Place) -> None:
-        part = (self.key or "") if self.in_object else str(len(self.place.below))
-        self.place.below[part] = place
-
-
-def _json_token(lexeme: str, frames: list[_JsonFrame], at: Position) -> None:
-    if lexeme in ("}", "]"):
-        frames.pop()
-    elif lexeme == ",":
-        frames[-1].key = None
-    elif lexeme != ":":
-        frame = frames[-1]
-        if frame.in_object and frame.key is None:
-            frame.key = json.loads(lexeme)
-            return
-        place = Place(at)
-        frame.put(place)
-        if lexeme in ("{", "["):
-            frames.append(_JsonFrame(place, lexeme == "{"))
+            self._line, self._line_start = self._line + newlines, self._text.rfind("\n", self._seen, at) + 1
+        self._seen = at
+        return self._line, at - self._line_start + 1
 
 
 # ---- YAML ----------------------------------------------------------------------------------------------------------
@@ -345,7 +378,7 @@ class _Frame:
 
     container: dict[str, Any] | list[Any]
     anchor: str | None
-    place: Place | None
+    place: _Place | None
     key: Any = _NO_KEY
     height: int = 1
     weight: int = 1
@@ -361,16 +394,16 @@ class _Anchored:
 
 
 class _YamlReader:
-    """Builds one value from libyaml's events, without recursion."""
+    """Builds one value from libyaml's events, without recursion; or finds places, and stops at the last one."""
 
-    def __init__(self, text: str, *, with_places: bool = False) -> None:
+    def __init__(self, text: str, root: _Place | None = None) -> None:
         self._text = text
-        self._with_places = with_places
+        self._root = root
+        self._left = 0 if root is None else _count(root)
         self._frames: list[_Frame] = []
         self._anchors: dict[str, _Anchored | None] = {}  # None while the anchored value is still open
         self._expanded = 0
         self._result: Any = None
-        self.place: Place | None = None
 
     def read(self) -> Any:
         """Return the document's value. Raises `SourceError`."""
@@ -398,7 +431,7 @@ class _YamlReader:
     def _events(self) -> Iterator[Any]:
         parser: Any = CParser(self._text)
         try:
-            while parser.check_event():
+            while parser.check_event() and (self._root is None or self._left):
                 yield parser.get_event()
         except yaml.reader.ReaderError as error:
             raise SourceError(
@@ -484,6 +517,14 @@ class _YamlReader:
             frame.height = max(frame.height, anchored.height + 1)
             frame.weight += anchored.weight
 
+    def _asked_for(self) -> _Place | None:
+        if not self._frames:
+            return self._root
+        frame = self._frames[-1]
+        if frame.place is None or not frame.place.below:
+            return None
+        return frame.place.below.get(frame.key if isinstance(frame.container, dict) else str(len(frame.container)))
+
     def _expects_key(self) -> bool:
         if not self._frames:
             return False
@@ -499,16 +540,17 @@ class _YamlReader:
         frame.key = key
         frame.weight += 1 + len(key)
 
-    def _add(self, value: Any, event: Any) -> Place | None:
-        """Put the value into the open container and return its place, None unless places are asked for."""
-        place = Place(_place(event)) if self._with_places else None
+    def _add(self, value: Any, event: Any) -> _Place | None:
+        """Put the value into the open container and return its place, None unless that is asked for."""
+        place = self._asked_for()
+        if place is not None:
+            place.position = _place(event)
+            self._left -= 1
         if not self._frames:
-            self._result, self.place = value, place
+            self._result = value
             return place
         frame = self._frames[-1]
         frame.weight += 1 + len(value) if isinstance(value, str) else 1
-        if place is not None and frame.place is not None:
-            frame.place.below[frame.key if isinstance(frame.container, dict) else str(len(frame.container))] = place
         if isinstance(frame.container, dict):
             frame.container[frame.key] = value
             frame.key = _NO_KEY

@@ -37,6 +37,7 @@ PIPELINE_NAME: Final = rf"^[a-z][a-z0-9-]{{0,{MAX_NAME_CHARS - 1}}}$"
 STEP_NAME: Final = rf"^[a-z][a-z0-9_-]{{0,{MAX_NAME_CHARS - 1}}}$"
 FIELD_NAME: Final = rf"^[A-Za-z_][A-Za-z0-9_-]{{0,{MAX_NAME_CHARS - 1}}}$"
 
+MAX_RETRY_ON: Final = 100
 MAX_INPUTS: Final = 1_000  # and as many outputs: a form nobody fills in, far below what a body could hold
 
 
@@ -107,7 +108,7 @@ class RetrySpec(_Model):
     factor: float = Field(default=2.0, ge=1, le=100, description="Each further delay is so many times the last.")
     max_s: Duration = Field(default=60.0, alias="max", description="No delay is longer.")
     jitter: Jitter = Field(default=Jitter.FULL, description="How delays are spread.")
-    retry_on: tuple[str, ...] = Field(default=(), max_length=100, description="Error types; empty means all.")
+    retry_on: tuple[str, ...] = Field(default=(), max_length=MAX_RETRY_ON, description="Error types; empty means all.")
     if_: str | None = Field(default=None, alias="if", description="CEL over `error` and `attempt`.")
 
     def policy(self) -> RetryPolicy:
@@ -264,6 +265,11 @@ def _large_spec(value: Any) -> Generator[None, None, PipelineSpec]:
 def parse_spec(canonical: str | bytes) -> PipelineSpec:
     """Return the model of a definition's JSON text. Raises pydantic's `ValidationError`."""
     return PipelineSpec.model_validate_json(canonical)
+
+
+def parse_steps(text: str | bytes) -> dict[str, StepSpec]:
+    """Return the models of some steps' JSON text. Raises pydantic's `ValidationError`."""
+    return _STEPS.validate_json(text)
 
 
 def pipeline_json_schema() -> dict[str, Any]:

@@ -4,10 +4,12 @@ The checks read the raw value, not the model, so that a slip in one step does no
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -15,7 +17,15 @@ from pydantic import BaseModel, ValidationError
 from anabranch.shared.contracts import needs as graph
 from anabranch.shared.contracts import spec as models
 from anabranch.shared.contracts.expressions import canonical_json, split_text
-from anabranch.shared.contracts.limits import MAX_EXPRESSION_CHARS, MAX_INPUTS_BYTES, MAX_NAME_CHARS, MAX_POINTER_CHARS
+from anabranch.shared.contracts.limits import (
+    KIB,
+    MAX_EXPRESSION_CHARS,
+    MAX_INPUTS_BYTES,
+    MAX_NAME_CHARS,
+    MAX_NEEDS,
+    MAX_POINTER_CHARS,
+    MAX_STEPS,
+)
 from anabranch.shared.contracts.programs import (
     CONDITION,
     PIPELINE,
@@ -26,12 +36,13 @@ from anabranch.shared.contracts.programs import (
     compile_expression,
     dashed_step,
 )
-from anabranch.shared.contracts.report import Budget, InvalidInputs, InvalidPipeline, Report
+from anabranch.shared.contracts.report import Budget, Full, InvalidInputs, InvalidPipeline, Report
 from anabranch.shared.contracts.schemas import Schema, SchemaError, Violation, compile_schema
 from anabranch.shared.contracts.source import Source, pointer_to
-from anabranch.shared.contracts.spec import PipelineSpec, parse_spec
+from anabranch.shared.contracts.spec import MAX_INPUTS, MAX_RETRY_ON, PipelineSpec, parse_spec, parse_steps
 from anabranch.shared.contracts.weights import expression_cost
 
+_T = TypeVar("_T")
 InputSchema = dict[str, Any]  # the JSON Schema of a step type's `with`
 
 BUILT_IN: Final[Mapping[str, InputSchema]] = {
@@ -72,9 +83,12 @@ def validate_pipeline(
     Raises `InvalidPipeline`, and of that `TooCostly` when the budget does not suffice.
     """
     report = Report(source, budget)
-    spec, canonical = _check_shape(source.value, report)
-    if isinstance(source.value, dict):
-        _Checker(_Draft(source.value), report, step_types).run()
+    canonical = orjson.dumps(source.value).decode()  # in the author's order: steps are shown and dispatched in it
+    spec = None
+    with suppress(Full):
+        spec = _check_shape(source.value, canonical, report)
+        if isinstance(source.value, dict):
+            _Checker(_Draft(source.value), report, step_types).run()
     if report.problems or spec is None:
         raise InvalidPipeline(report.sorted(), report.more)
     return ValidPipeline(spec, canonical, hashlib.sha256(canonical.encode()).hexdigest())
@@ -93,12 +107,16 @@ def validate_inputs(
     if not isinstance(given, dict):
         report.add("/inputs", "inputs are a map of name to value")
         raise InvalidInputs(report.sorted(), report.more)
-    for name in sorted(given.keys() - declared.keys()):
-        near = report.suggest(name, declared)
-        report.add("/inputs" + pointer_to(name), f"the pipeline has no input {name[:80]!r}{near}")
-    resolved = {name: value for name, schema in declared.items() for value in _input_value(name, schema, given, report)}
-    if len(canonical_json(resolved)) > MAX_INPUTS_BYTES:
-        report.add("/inputs", f"the inputs weigh more than {MAX_INPUTS_BYTES} bytes")
+    resolved = {}
+    with suppress(Full):
+        for name in sorted(given.keys() - declared.keys()):
+            near = report.suggest(name, declared)
+            report.add("/inputs" + pointer_to(name), f"the pipeline has no input {name[:80]!r}{near}")
+        resolved = {
+            name: value for name, schema in declared.items() for value in _input_value(name, schema, given, report)
+        }
+        if len(canonical_json(resolved)) > MAX_INPUTS_BYTES:
+            report.add("/inputs", f"the inputs weigh more than {MAX_INPUTS_BYTES} bytes")
     if report.problems:
         raise InvalidInputs(report.sorted(), report.more)
     return resolved
@@ -131,6 +149,9 @@ _MODELS: Final[Mapping[str, type[BaseModel]]] = {
 }
 _SHAPE: Final = 2  # units of cost for each character of a definition, and for each thing that is wrong with it:
 _SHAPE_ERROR: Final = 60
+_LARGE: Final = 32 * KIB  # of a definition: beyond, it is looked at in slices
+_MANY_KEYS: Final = 100  # several times what any part of a definition has
+_NAMED_KEYS: Final = 10  # unknown ones, where there are too many
 _MAX_SHOWN_NAME: Final = 4 * MAX_NAME_CHARS  # of a name that is too long: it is shown with all that is wrong below it
 _WORDS: Final = {
     "string_pattern_mismatch": "does not match {pattern}",
@@ -150,18 +171,96 @@ _WORDS: Final = {
 }
 
 
-def _check_shape(value: Any, report: Report) -> tuple[PipelineSpec | None, str]:
-    canonical = orjson.dumps(value).decode()  # in the author's order: steps are shown and dispatched in it
-    if _has_endless_names(value, report):
-        return None, canonical
-    report.spend(_SHAPE * len(canonical), "", "the definition")
+def _check_shape(value: Any, canonical: str, report: Report) -> PipelineSpec | None:
+    """Return the model, or None when there is none.
+
+    A list of everything that is wrong with it is never made: what has too many entries is refused by their number, and
+    a large definition is looked at in slices, as long as somebody wants to know more.
+    """
+    if _has_too_many_entries(value, report) or _has_endless_names(value, report):
+        return None
+    if len(canonical) <= _LARGE or not isinstance(value, dict):
+        return _shaped(parse_spec, canonical, (), report)
+    slices = _slices(_dict(value.get("steps")))
+    first = {**value, "steps": next(slices)} if _dict(value.get("steps")) else {**value}
+    first.pop("finally", None)  # not supported yet: no need to say what else is wrong with it
+    spec = _shaped(parse_spec, orjson.dumps(first), (), report)
+    parsed: dict[str, models.StepSpec] = {}
+    for each in slices:
+        parsed |= _shaped(parse_steps, orjson.dumps(each), ("steps",), report) or {}
+    return None if spec is None else spec.model_copy(update={"steps": {**spec.steps, **parsed}})
+
+
+def _slices(steps: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the steps, some at a time: little enough for everything that can be wrong with them."""
+    found: dict[str, Any] = {}
+    size = 0
+    for name, step in steps.items():
+        found[name] = step
+        size += len(name) + len(orjson.dumps(step))
+        if size >= _LARGE:
+            yield found
+            found, size = {}, 0
+    if found:
+        yield found
+
+
+def _shaped(parse: Callable[[str | bytes], _T], text: str | bytes, base: tuple[str, ...], report: Report) -> _T | None:
+    report.spend(_SHAPE * len(text), "", "the definition")
     try:
-        return parse_spec(canonical), canonical
+        return parse(text)
     except ValidationError as error:
         report.spend(_SHAPE_ERROR * error.error_count(), "", "saying what is wrong with the definition")
         for one in error.errors(include_url=False, include_input=False):
-            _add_shape_problem(one["loc"], one["type"], one["msg"], one.get("ctx", {}), report)
-    return None, canonical
+            _add_shape_problem((*base, *one["loc"]), one["type"], one["msg"], one.get("ctx", {}), report)
+        return None
+
+
+def _has_too_many_entries(value: Any, report: Report) -> bool:
+    """Report by their number what would each be a problem of its own; the first unknown keys are named."""
+    before = len(report.problems)
+    _check_keys(value, PipelineSpec, "", report)
+    whole = _dict(value)
+    for section, most in (
+        ("steps", MAX_STEPS),
+        ("finally", MAX_STEPS),
+        ("inputs", MAX_INPUTS),
+        ("outputs", MAX_INPUTS),
+    ):
+        _check_count(whole.get(section), most, pointer_to(section), report)
+    _check_parts(whole, "", report)
+    if len(report.problems) == before:
+        for name, step in _dict(whole.get("steps")).items():
+            if isinstance(step, dict):
+                pointer = pointer_to("steps", name[:_MAX_SHOWN_NAME])
+                _check_keys(step, models.StepSpec, pointer, report)
+                _check_count(step.get("needs"), MAX_NEEDS, pointer + "/needs", report)
+                _check_parts(step, pointer, report)
+    return len(report.problems) > before
+
+
+def _check_parts(value: dict[str, Any], pointer: str, report: Report) -> None:
+    """Look at the parts of a step or a pipeline that have keys of their own."""
+    for key, model in _MODELS.items():
+        part = value.get(key)
+        if isinstance(part, dict):
+            _check_keys(part, model, f"{pointer}/{key}", report)
+            _check_count(part.get("retry_on"), MAX_RETRY_ON, f"{pointer}/{key}/retry_on", report)
+            _check_parts(part, f"{pointer}/{key}", report)
+
+
+def _check_count(value: Any, most: int, pointer: str, report: Report) -> None:
+    if isinstance(value, list | dict) and len(value) > most:
+        name = pointer.rpartition("/")[2]
+        report.add(pointer, f"{name!r} has {len(value)} entries, at most {most} may be")
+
+
+def _check_keys(value: Any, model: type[BaseModel], pointer: str, report: Report) -> None:
+    if isinstance(value, dict) and len(value) > _MANY_KEYS:
+        known = _names_of(model)
+        report.add(pointer, f"has {len(value)} keys, of which at most {len(known)} are known")
+        for key in islice((key for key in value if key not in known), _NAMED_KEYS):
+            report.add(pointer + pointer_to(key), f"unknown key {key[:80]!r}{report.suggest(key, known)}")
 
 
 def _has_endless_names(value: Any, report: Report) -> bool:
@@ -200,6 +299,10 @@ def _keys_at(loc: tuple[str | int, ...]) -> list[str]:
         model = models.StepSpec
     else:
         model = _MODELS.get(str(loc[-1]), models.StepSpec)
+    return _names_of(model)
+
+
+def _names_of(model: type[BaseModel]) -> list[str]:
     return [one.alias or name for name, one in model.model_fields.items()]
 
 
@@ -236,6 +339,10 @@ class _Draft:
 
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _needs(body: dict[str, Any]) -> list[str]:
@@ -416,9 +523,9 @@ class _Checker:
                 if "${{" in one:
                     yield one, pointer + _pointer_of(place)
             elif isinstance(one, list):
-                todo.extend((item, (place, at)) for at, item in enumerate(one))
+                todo.extend((one[at], (place, at)) for at in reversed(range(len(one))))
             elif isinstance(one, dict):
-                for key, item in one.items():
+                for key, item in reversed(one.items()):
                     if "${{" in key:
                         self._report.add(pointer + _pointer_of((place, key)), "an expression in a key is not evaluated")
                     todo.append((item, (place, key)))

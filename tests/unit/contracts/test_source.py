@@ -114,7 +114,7 @@ def test_positions_are_those_of_the_text(media_type: str) -> None:
     places = {"": (1, 1), "/a~1b": (2, 10), "/a~1b/0": (2, 11), "/a~1b/1": (3, 5), "/a~1b/1/c": (3, 11)}
     assert {pointer: source.position(pointer) for pointer in places} == places
     assert source.position("/a~1b/1/nope/deeper") == (3, 5)
-    assert source.position_in("/a~1b/1/c", "x y", 2) == (3, 14)
+    assert source.within(source.position("/a~1b/1/c"), "x y", 2) == (3, 14)
     part = source.part("a/b", 1)
     assert (part.value, part.base, part.position("/a~1b/1/c")) == ({"c": "x y"}, "/a~1b/1", (3, 11))
 

@@ -8,12 +8,14 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from anabranch.shared.contracts import needs as graph
+from anabranch.shared.contracts import validation
 from anabranch.shared.contracts.limits import MAX_CHECKING_COST, MAX_PROBLEMS
 from anabranch.shared.contracts.report import Budget, InvalidInputs, InvalidPipeline, Problem
 from anabranch.shared.contracts.source import Source, parse_source
-from anabranch.shared.contracts.spec import parse_spec
+from anabranch.shared.contracts.spec import PipelineSpec, parse_spec
 from anabranch.shared.contracts.validation import ValidPipeline, validate_inputs, validate_pipeline
 from tests.unit.contracts.test_source import json_values
 
@@ -358,5 +360,52 @@ def test_ten_thousand_mistakes_are_answered_quickly_and_bounded() -> None:
     with pytest.raises(InvalidPipeline) as caught:
         valid(chain)
     assert len(caught.value.errors) == MAX_PROBLEMS
-    assert len(caught.value.errors) + caught.value.more == 19_999  # a need and a reference each, but for the first
     assert time.process_time() - started < 120  # a hang guard
+
+
+STEP = {"uses": "transform", "with": {"value": 1}}
+MANY: dict[str, dict[str, Any]] = {
+    "steps": {"steps": {f"k{i}": 1 for i in range(150_000)}},
+    "inputs": {"inputs": {f"k{i}": {} for i in range(100_000)}, "steps": {"a": STEP}},
+    "keys": {f"k{i}": 1 for i in range(100_000)} | {"steps": {"a": STEP}},
+    "keys of a step": {"steps": {"a": {f"k{i}": 1 for i in range(150_000)}}},
+    "keys of a retry": {"defaults": {"retry": {f"k{i}": 1 for i in range(150_000)}}, "steps": {"a": STEP}},
+    "keys of every step": {"steps": {f"s{i}": {f"k{j}": 1 for j in range(80)} for i in range(2_500)}},
+    "an unknown key each": {"steps": {f"s{i}": {**STEP, "zap": 1} for i in range(10_000)}},
+    "a bad duration each": {"steps": {f"s{i}": {**STEP, "timeout": "never"} for i in range(10_000)}},
+    "unknown needs": {"steps": {f"s{i}": {**STEP, "needs": [f"z{j}" for j in range(30)]} for i in range(4_000)}},
+    "needs that are none": {"steps": {f"s{i}": {**STEP, "needs": [1] * 9_000} for i in range(100)}},
+    "steps to clean up": {"finally": {f"s{i}": {"needs": [1] * 60} for i in range(9_000)}, "steps": {"a": STEP}},
+    "expressions": {"steps": {"a": {"uses": "transform", "with": {"value": ["${{ x"] * 100_000}}}},
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_what_is_wrong_is_not_collected_without_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """150,000 wrong steps were 150,000 problems of pydantic and as many places, of which 100 were shown."""
+    made = 0
+
+    def counted(text: str | bytes) -> PipelineSpec:
+        nonlocal made
+        try:
+            return parse_spec(text)
+        except ValidationError as error:
+            made += error.error_count()
+            raise
+
+    monkeypatch.setattr(validation, "parse_spec", counted)
+    source, budget = parse_source(orjson.dumps({"name": "p", **MANY[name]})), Budget()
+    with pytest.raises(InvalidPipeline) as caught:
+        validate_pipeline(source, step_types=TYPES, budget=budget)
+    assert 1 <= len(caught.value.errors) <= MAX_PROBLEMS
+    assert made < 25_000
+    assert budget.units - budget.left < MAX_CHECKING_COST / 5
+
+
+def test_a_mistake_in_a_later_slice_of_a_large_definition_is_named() -> None:
+    """Slices say the same as the whole, and the steps keep their order."""
+    large = {"name": "p", "steps": {f"s{i}": {"uses": "transform", "with": {"value": "x" * 100}} for i in range(2_000)}}
+    assert list(valid(large).spec.steps) == list(large["steps"])
+    large["steps"]["s1999"]["zap"] = 1
+    large["steps"]["s0"]["timeout"] = "never"
+    assert list(problems(large)) == ["/steps/s0/timeout", "/steps/s1999/zap"]

@@ -62,6 +62,11 @@ COSTLY: dict[str, dict[str, Any]] = {
     "a chain that doubles": a_step("${{ inputs.?a" + "".join(f".optMap(v{i}, v{i})" for i in range(16)) + " }}"),
     "a long list": a_step(["${{ [" + "1," * 1900 + str(i) + "] }}" for i in range(60)]),
     "keys nobody knows": {f"k{i}": 1 for i in range(100_000)},
+    "steps that are none": {"definition": a_definition(steps={f"k{i}": 1 for i in range(150_000)})},
+    "inputs without end": {"definition": a_definition(inputs={f"k{i}": {} for i in range(100_000)})},
+    "needs that are none": {
+        "definition": a_definition(steps={f"s{i}": {"uses": "transform", "needs": [1] * 9_000} for i in range(100)})
+    },
     "labels": {"definition": a_definition(), "labels": {f"k{i}": 1 for i in range(100_000)}},
     "a long name around much": {"definition": a_definition(steps={"a" * 30_000: {f"u{i}": 1 for i in range(3000)}})},
     "a long key around much": a_step({"k" * 1_000_000: ["${{ x"] * 50_000}),
@@ -131,9 +136,9 @@ async def test_what_is_wrong_in_many_expressions_does_not_hold_the_loop(gateway:
 async def test_what_is_not_listed_is_counted(gateway: Bench) -> None:
     """In the detail, and as the last error."""
     document = await problem(await gateway.post(orjson.dumps({f"k{i}": 1 for i in range(1000)})))
-    assert document["detail"].startswith("1,001 things are wrong")
+    assert document["detail"].startswith("At least 1,001 things are wrong")
     assert len(document["errors"]) == MAX_PROBLEMS + 1
-    assert document["errors"][-1]["message"] == "and 901 more"
+    assert document["errors"][-1]["message"] == "and at least 901 more"
 
 
 async def test_a_process_that_takes_too_much_is_killed_and_replaced(

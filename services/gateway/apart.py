@@ -18,7 +18,7 @@ from anabranch.services.gateway.reading import Definition, Part, Reading, Submis
 from anabranch.shared.contracts.limits import MIB
 from anabranch.shared.contracts.report import Budget
 
-AT_ONCE: Final = 2
+WAIT_S: Final = 5.0  # for a process that is free
 
 # The worst that fits the budget of estimated cost takes five seconds here, two MiB of YAML four.
 _CPU_S: Final = 15
@@ -37,17 +37,43 @@ class _Refusal:
 
 
 class Apart:
-    """Reads bodies in processes; at most `AT_ONCE` at a time."""
+    """Reads bodies in processes, so many at a time, each with so many units of cost; so many more wait in line.
 
-    def __init__(self) -> None:
-        self._limiter = CapacityLimiter(AT_ONCE)
+    A body that waits too long is refused for now: those in front of it are costly, or there are too many.
+    """
+
+    def __init__(self, *, at_once: int, in_line: int, units: int) -> None:
+        self._free = asyncio.Semaphore(at_once)
+        self._limiter = CapacityLimiter(at_once)
+        self._room = at_once + in_line
+        self._units = units
 
     async def read(self, what: Part, body: bytes, media_type: str, step_types: bytes) -> tuple[Any, bool]:
-        """Return what is in the body, and whether its definition was known. Raises `ProblemError`."""
+        """Return what is in the body, and whether its definition was known. Raises `ProblemError`, `TooCostly`."""
+        if not self._room:
+            raise unavailable("Too many large or costly bodies are being read.", retry_after_s=1)
+        self._room -= 1
+        try:
+            await self._wait()
+            try:
+                return await self._run(what, body, media_type, step_types)
+            finally:
+                self._free.release()
+        finally:
+            self._room += 1
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise unavailable("Other large or costly bodies are being read.", retry_after_s=5) from error
+
+    async def _run(self, what: Part, body: bytes, media_type: str, step_types: bytes) -> tuple[Any, bool]:
         try:
             async with asyncio.timeout(_WALL_S):
                 answer = await to_process.run_sync(
-                    _read, what, body, media_type, step_types, cancellable=True, limiter=self._limiter
+                    _read, what, body, media_type, step_types, self._units, cancellable=True, limiter=self._limiter
                 )
         except (BrokenWorkerProcess, MemoryError) as error:
             raise _too_costly() from error
@@ -71,14 +97,14 @@ _has_memory_limit: list[bool] = []
 
 
 def _read(
-    what: Part, body: bytes, media_type: str, step_types: bytes
+    what: Part, body: bytes, media_type: str, step_types: bytes, units: int
 ) -> tuple[Submission | Definition, bool] | _Refusal:
     _set_limits()
     if step_types not in _readings:
         _readings.clear()
         _readings[step_types] = Reading(orjson.loads(step_types))
     try:
-        return _readings[step_types].read(what, body, media_type, Budget())
+        return _readings[step_types].read(what, body, media_type, Budget(units))
     except ProblemError as error:
         return _Refusal(error.kind, error.detail, error.faults)
     except MemoryError:

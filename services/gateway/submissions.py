@@ -1,5 +1,6 @@
 """Where a body is read: on the loop when that takes a moment, in a process that may be killed when it may take more."""
 
+from contextlib import suppress
 from typing import Any, Final
 
 import orjson
@@ -7,17 +8,20 @@ import orjson
 from anabranch.services.gateway.apart import Apart
 from anabranch.services.gateway.body import JSON
 from anabranch.services.gateway.metrics import GatewayMetrics
-from anabranch.services.gateway.problems import unavailable
+from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
 from anabranch.services.gateway.reading import DEFINITION, SUBMISSION, Definition, Part, Reading, Submission
 from anabranch.services.gateway.step_types import StepTypes
-from anabranch.shared.contracts.limits import KIB, MAX_CHECKING_COST_IN_LINE
+from anabranch.shared.contracts.limits import KIB, MAX_CHECKING_COST, MAX_CHECKING_COST_IN_LINE
 from anabranch.shared.contracts.report import Budget, TooCostly
 
 # A body of this size takes a few milliseconds to read at most, one in YAML ten times as long.
 _LARGE_JSON_BYTES: Final = 32 * KIB
 _LARGE_YAML_BYTES: Final = 4 * KIB
 _TOPIC_RETRY_AFTER_S: Final = 5  # as often as topics are looked for
-_READING_OR_IN_LINE: Final = 32  # bodies of 2 MiB and what comes back of them: some 200 MiB at most
+# What is of this size, and costs no more than a third of a second, never waits behind what is larger or costs more.
+_QUICK_JSON_BYTES: Final = 256 * KIB
+_QUICK_YAML_BYTES: Final = 32 * KIB
+_QUICK_COST: Final = 3_000_000
 
 
 class SubmissionReader:
@@ -26,8 +30,8 @@ class SubmissionReader:
     def __init__(self, step_types: StepTypes, metrics: GatewayMetrics) -> None:
         self._step_types = step_types
         self._metrics = metrics
-        self._apart = Apart()
-        self._in_line = 0
+        self._quick = Apart(at_once=2, in_line=64, units=_QUICK_COST)
+        self._slow = Apart(at_once=1, in_line=16, units=MAX_CHECKING_COST)
         self._types_version = -1
         self._schemas = b""
         self._reading = Reading({})
@@ -45,25 +49,27 @@ class SubmissionReader:
 
     async def _read(self, what: Part, body: bytes, media_type: str) -> Any:
         self._follow_step_types()
-        if _is_small(body, media_type):
-            try:
-                found, known = self._reading.read(what, body, media_type, Budget(MAX_CHECKING_COST_IN_LINE))
-            except TooCostly:
-                found, known = await self._read_apart(what, body, media_type)
-        else:
-            found, known = await self._read_apart(what, body, media_type)
+        found, known = await self._first_that_can(what, body, media_type)
         self._metrics.definition_read(cached=known)
         return found
 
-    async def _read_apart(self, what: Part, body: bytes, media_type: str) -> tuple[Any, bool]:
-        if self._in_line >= _READING_OR_IN_LINE:
-            self._metrics.run_refused("large_bodies")
-            raise unavailable("Too many large or costly bodies are being read.", retry_after_s=1)
-        self._in_line += 1
+    async def _first_that_can(self, what: Part, body: bytes, media_type: str) -> tuple[Any, bool]:
+        """Read a body where that holds up nobody whose body is smaller or costs less."""
+        if _fits(body, media_type, _LARGE_JSON_BYTES, _LARGE_YAML_BYTES):
+            with suppress(TooCostly):
+                return self._reading.read(what, body, media_type, Budget(MAX_CHECKING_COST_IN_LINE))
+        if _fits(body, media_type, _QUICK_JSON_BYTES, _QUICK_YAML_BYTES):
+            with suppress(TooCostly):
+                return await self._apart(self._quick, what, body, media_type)
+        return await self._apart(self._slow, what, body, media_type)
+
+    async def _apart(self, where: Apart, what: Part, body: bytes, media_type: str) -> tuple[Any, bool]:
         try:
-            return await self._apart.read(what, body, media_type, self._schemas)
-        finally:
-            self._in_line -= 1
+            return await where.read(what, body, media_type, self._schemas)
+        except ProblemError as error:
+            if error.kind is Kind.UNAVAILABLE:
+                self._metrics.run_refused("large_bodies")
+            raise
 
     def _check_command_topics(self, definition: Definition) -> None:
         """Refuse for now what the orchestrator could only hold back; the topic's service makes it at its next start."""
@@ -81,5 +87,5 @@ class SubmissionReader:
             self._reading = Reading(schemas)
 
 
-def _is_small(body: bytes, media_type: str) -> bool:
-    return len(body) <= (_LARGE_JSON_BYTES if media_type == JSON else _LARGE_YAML_BYTES)
+def _fits(body: bytes, media_type: str, json_bytes: int, yaml_bytes: int) -> bool:
+    return len(body) <= (json_bytes if media_type == JSON else yaml_bytes)

@@ -165,3 +165,18 @@ async def test_a_step_type_that_asks_too_much_harms_those_who_use_it_alone(gatew
     document = await problem(await gateway.submit(used))
     assert "cannot be used" in document["errors"][0]["message"]
     assert (await gateway.submit()).status == 202
+
+
+async def test_a_middling_body_does_not_wait_behind_large_ones(gateway: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three large bodies kept everything above 32 KiB waiting for a minute; one of 60 KB is read beside them."""
+    monkeypatch.setattr(apart, "WAIT_S", 0.5)
+    large = orjson.dumps(a_step([{"a": 1}] * 200_000))
+    middling = orjson.dumps(a_step("y" * 60_000))
+    async with asyncio.timeout(WITHIN_S):
+        crowd = [asyncio.create_task(gateway.post(io.BytesIO(large))) for _ in range(3)]
+        while not gateway.count("runs_refused_total", reason="large_bodies"):
+            assert (await gateway.post(io.BytesIO(middling))).status == 202
+        answers = await asyncio.gather(*crowd)
+    refused = [answer for answer in answers if answer.status == 503]
+    assert refused
+    assert all(answer.headers["Retry-After"] == "5" for answer in refused)

@@ -411,7 +411,7 @@ _FUNCTIONS: Final = (
     "trim",
     "join",
     "format",
-    "quote",
+    "strings.quote",
     "reverse",
     "optMap",
     "optFlatMap",
@@ -462,7 +462,10 @@ def _nearest(name: str, source: str, environment: Environment) -> str:
         return "; it is known in `if` only"
     if name.partition(".")[0] in ("item", "index"):
         return "; it is known under `for_each` only"
-    return suggestion(name.partition(".")[0], names)
+    meant = next((each for each in names if each.endswith("." + name)), None)
+    if meant is not None:
+        return f"; did you mean {meant}(…)?"
+    return suggestion(name.partition(".")[0], [each for each in names if each != name])
 
 
 def dashed_step(source: str) -> str | None:

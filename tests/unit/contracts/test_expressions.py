@@ -416,3 +416,10 @@ def test_nulls_in_results_do_not_end_the_process() -> None:
     """The engine takes a reference from None for each null that it returns."""
     done = subprocess.run([sys.executable, "-c", _MANY_NULLS], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "lives\n"), done.stderr[-1000:]
+
+
+@pytest.mark.parametrize(("text", "meant"), [("inputs.s.quote()", "strings.quote"), ("inputs.s.abs()", "math.abs")])
+def test_a_function_that_has_a_namespace_is_named_with_it(text: str, meant: str) -> None:
+    """`quote` was suggested for `quote`."""
+    with pytest.raises(InvalidExpressionError, match=rf"did you mean {meant}\(…\)\?"):
+        compile_expression(text)

@@ -391,8 +391,9 @@ class Worker(Generic[In, Out]):
         """Return the failure of an attempt that is cancelled, for the case that nobody had asked to end it."""
         if attempt.ending is None:
             self._log.warning("an attempt was cancelled that nobody asked to end", attempt_id=attempt.id)
-        failure = failure_of(error)
-        return failure if failure.message else replace(failure, message=_UNASKED)
+        task, failure = asyncio.current_task(), failure_of(error)
+        was_cancelled = task is not None and task.cancelling() > 0  # else the handler raised it
+        return replace(failure, message=_UNASKED) if was_cancelled and not failure.message else failure
 
     def _conclude(self, attempt: Attempt, answer: answers.Answer | None) -> None:
         if answer is not None:

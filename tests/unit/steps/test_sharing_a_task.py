@@ -161,6 +161,9 @@ def test_a_handler_that_cancels_its_neighbours_fails_their_attempts() -> None:
 
     world = run(served(act))
     assert [result for _, result in world.results.results()] == ["CancelledError"] * len(STEPS)
+    assert {m.error.message.partition(",")[0] for m in world.results.messages() if m.type == "AttemptFailed"} == {
+        "its task was cancelled by a handler"
+    }
 
 
 def _cancel_other_attempts() -> None:

@@ -32,10 +32,10 @@ from anabranch.shared.contracts.limits import (
 from anabranch.shared.contracts.nesting import is_too_deep
 from anabranch.shared.contracts.text import writable
 from anabranch.shared.contracts.urls import redacted, redacted_value
+from anabranch.shared.runtime.tracebacks import is_modest
 
 _TRACEBACK_CHARS: Final = 4_000  # the tail: where it was raised
 _TRACEBACK_FRAMES: Final = 50  # of each exception: more than 4,000 characters show
-_TRACEBACK_ERRORS: Final = 32  # causes and members of groups that are rendered; beyond it the error stands alone
 _FAULTS: Final = 10  # of an input or output, named
 _UNNAMED: Final = "Exception"
 
@@ -246,7 +246,7 @@ def _plain(text: str, chars: int) -> str:
 
 def _traceback_of(error: BaseException) -> str:
     try:
-        if _is_modest(error):
+        if is_modest(error):
             lines = traceback.format_exception(error, limit=-_TRACEBACK_FRAMES)
         else:
             frames = traceback.extract_tb(error.__traceback__, limit=-_TRACEBACK_FRAMES)
@@ -255,22 +255,6 @@ def _traceback_of(error: BaseException) -> str:
         return writable(shown[-_TRACEBACK_CHARS:])[-_TRACEBACK_CHARS:]
     except BaseException as other:  # noqa: BLE001  rendering looks at causes, notes and texts of the user's
         return f"(it cannot be shown: {_type_of(other)} was raised meanwhile)"
-
-
-def _is_modest(error: BaseException) -> bool:
-    """Whether an exception has few causes and members, so that rendering all of them costs little."""
-    found: dict[int, BaseException] = {}
-    waiting = [error]
-    while waiting:
-        one = waiting.pop()
-        if id(one) in found:
-            continue
-        found[id(one)] = one
-        if len(found) > _TRACEBACK_ERRORS:
-            return False
-        inner = one.exceptions[: _TRACEBACK_ERRORS + 1] if isinstance(one, BaseExceptionGroup) else ()
-        waiting += [each for each in (one.__cause__, one.__context__, *inner) if each is not None]
-    return True
 
 
 def _faults(error: ValidationError, whole: str) -> str:

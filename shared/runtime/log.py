@@ -7,16 +7,18 @@ its credentials. Every line has a size: long values are cut. No value can make a
 import logging
 import math
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 import orjson
 import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor, WrappedLogger
 
 from anabranch.shared.contracts.text import printable, writable
 from anabranch.shared.contracts.urls import redacted, redacted_value
 from anabranch.shared.runtime.settings import Settings
+from anabranch.shared.runtime.tracebacks import is_modest
 
 # While Kafka is away aiokafka says so 130 times a second; the first line is enough, and how many followed.
 REPEAT_AFTER_S: Final = 10.0
@@ -39,7 +41,7 @@ def configure_logging(service: str, settings: Settings) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             _adds(service=service, instance=settings.instance),
-            structlog.processors.format_exc_info,
+            structlog.processors.ExceptionRenderer(_exception_shown),
             _bounded,
             *_rendering(settings.log_format),
         ],
@@ -84,6 +86,14 @@ def _message_of(record: logging.LogRecord) -> str:
         return record.getMessage()
     except Exception:  # noqa: BLE001  a library's arguments do not fit its text, or cannot be shown: the text alone, then
         return str(record.msg)
+
+
+def _exception_shown(exc_info: ExcInfo) -> str:
+    """Return a traceback; of an exception with very many causes and members, its own."""
+    kind, error, trace = exc_info
+    if is_modest(error):
+        return "".join(traceback.format_exception(kind, error, trace)).rstrip("\n")
+    return "".join([*traceback.format_tb(trace), f"{type(error).__name__}: {error}"])
 
 
 def _adds(**constants: str) -> Processor:

@@ -32,6 +32,7 @@ from anabranch.shared.runtime.log import configure_logging, get_logger
 from anabranch.shared.runtime.metrics import new_registry
 from anabranch.shared.runtime.ops import Check, Readiness, add_ops_routes
 from anabranch.shared.runtime.settings import Settings, unknown_names
+from anabranch.shared.runtime.tracebacks import leaves_of
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 T = TypeVar("T")
@@ -307,7 +308,7 @@ def _report_unknown_names(service: Service[SettingsT]) -> None:
 
 
 def _say_why(service: Service[SettingsT], error: BaseException, in_hand: Sequence[str] = ()) -> None:
-    why = "; ".join(f"{type(leaf).__name__}: {_words(leaf)}" for leaf in _leaves(error))
+    why = "; ".join(f"{type(leaf).__name__}: {_words(leaf)}" for leaf in leaves_of(error))
     suspects = {"in_hand": in_hand} if in_hand else {}
     try:
         service.log.error("failed", why=why, exc_info=error, **suspects)
@@ -323,11 +324,3 @@ def _words(error: BaseException) -> str:
         return writable(str(error))
     except BaseException:  # noqa: BLE001  as above
         return "(it has no text)"
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

@@ -227,6 +227,13 @@ def _deep_group() -> BaseException:
     return error
 
 
+def _doubled_group() -> BaseException:
+    error: Exception = ValueError("deep down")
+    for _ in range(25):
+        error = ExceptionGroup("twice the same", [error, error])
+    return error
+
+
 def _endless() -> None:
     _endless()
 
@@ -257,6 +264,7 @@ ERRORS: dict[str, Callable[[], Any]] = _built_in() | {
     "OddText": OddText,
     "ExceptionGroup of 900 levels": _deep_group,
     "ExceptionGroup of 10,000": lambda: ExceptionGroup("many", [ValueError(n) for n in range(10_000)]),
+    "ExceptionGroup of 2**25": _doubled_group,
     "a cyclic cause": _cyclic_causes,
     "5,000 causes": _many_causes,
     "a recursion": _recursion,

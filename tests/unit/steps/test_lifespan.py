@@ -38,10 +38,15 @@ def a_type(lifespan: Lifespan | None) -> StepType[Order, Echo]:
     return echo
 
 
-@pytest.mark.parametrize("odd", sorted(ERRORS))
 @pytest.mark.parametrize("when", ["before it is one", "at the start", "at the end"])
-async def test_whatever_a_lifespan_raises_is_a_lifespan_that_failed(odd: str, when: str) -> None:
-    """Before, at its start, and at its end."""
+async def test_whatever_a_lifespan_raises_is_a_lifespan_that_failed(when: str) -> None:
+    """Before, at its start, and at its end: every error is one cell of the table."""
+    wrong = {odd: said for odd in sorted(ERRORS) if (said := await what_comes_of(odd, when)) != "named"}
+    assert wrong == {}
+
+
+async def what_comes_of(odd: str, when: str) -> str:
+    """Open and close a lifespan that raises, and return what that came to."""
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[str]:
@@ -55,10 +60,15 @@ async def test_whatever_a_lifespan_raises_is_a_lifespan_that_failed(odd: str, wh
         raise ERRORS[odd]()
 
     service: Any = FakeService()
-    with pytest.raises(LifespanFailed, match="the lifespan of echo raised "):
+    try:
         async with _resource_of(a_type(broken if when == "before it is one" else lifespan), service):
             pass
-    assert [type(error) for error in service.ends] == [LifespanFailed]
+    except LifespanFailed as failed:
+        is_named = str(failed).startswith("the lifespan of echo raised ") and service.ends == [failed]
+        return "named" if is_named else "not named"
+    except BaseException as error:  # noqa: BLE001  what must not pass
+        return f"{type(error).__name__} passed"
+    return "nothing was raised"
 
 
 async def test_a_lifespan_hears_of_the_error_that_ends_its_service() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the process has no use for the rest of it
 _PAYLOAD_TOO_LARGE: Final = "PayloadTooLarge"
 _OUTPUT_INVALID: Final = "OutputInvalid"
 _BATCH_ROWS: Final = 32  # each may be as large as an output: more at once would be memory for nothing
+_SHOWN_CHARS: Final = 100  # of a type that is none
 _MAX_ROW_NESTING: Final = MAX_NESTING - 2  # a row lies in the list of rows, and that in the output
 
 _READERS: Final[dict["Format", str]] = {
@@ -226,12 +227,26 @@ def _declare(connection: duckdb.DuckDBPyConnection, source: SourceFile) -> None:
     """Give a table the columns that were asked for. Their types are a stranger's text: only behind closed doors."""
     if source.columns is None:
         return
-    columns = ", ".join(f"{quoted(column)} {kind}" for column, kind in source.columns.items())
+    columns = ", ".join(
+        f"{quoted(column)} {_type_of(connection, kind, f'column {column} of source {source.name}')}"
+        for column, kind in source.columns.items()
+    )
     connection.execute(f"CREATE TABLE {quoted(source.name)} ({columns})")
     if not source.is_empty:
         beside = quoted(_beside(source))
         connection.execute(f"INSERT INTO {quoted(source.name)} BY NAME SELECT * FROM {beside}")  # noqa: S608
         connection.execute(f"DROP TABLE {beside}")
+
+
+def _type_of(connection: duckdb.DuckDBPyConnection, text: str, where: str) -> str:
+    """Return a type as DuckDB writes it: no more than a type gets into a statement, no default, no second statement."""
+    try:
+        connection.extract_statements(f"SELECT CAST(NULL AS {text})")  # `dtype` takes more, as of a column
+        return str(connection.dtype(text))
+    except duckdb.CatalogException:  # it says which type there is not, and which it could be
+        raise
+    except duckdb.Error as error:
+        raise Refused(f"{where} is given as {text[:_SHOWN_CHARS]!r}, which is no type", "SqlError") from error
 
 
 def _beside(source: SourceFile) -> str:

@@ -155,3 +155,62 @@ async def test_sql_empty_queries_are_refused_in_words(query: str) -> None:
     """Nothing to run is an error that says so."""
     with pytest.raises(TerminalError, match="empty"):
         await call(sql, query=query)
+
+
+NO_TYPES = [
+    "INT); create table pw as select 42 z; --",
+    "INT); DROP TABLE t; CREATE TABLE t (a INT",
+    "INT;",
+    "INT; SELECT 1",
+    "INT, b INT",
+    "INT), (1",
+    "INT) AS x, (SELECT 1",
+    "INT) UNION SELECT (1",
+    "INT DEFAULT 5",
+    "INT AS (1)",
+    "INT CHECK (a > 1)",
+    "INT PRIMARY KEY",
+    "INT --",
+    "INT /*",
+    "",
+    " ",
+    "'INT'",
+    "(SELECT 1)",
+    "INT\x00",
+    "STRUCT(a INT); SELECT (1",
+    "nonsense",
+]
+
+
+@pytest.mark.parametrize("kind", NO_TYPES)
+async def test_sql_takes_no_more_than_a_type_as_the_type_of_a_column(kind: str) -> None:
+    """What is not a type, or is more than one, is refused for good, and no statement is made of it."""
+    async with a_service() as ask:
+        asked = ask("SELECT * FROM t", sources={"t": {"rows": [], "columns": {"a": kind}}})
+        with pytest.raises(TerminalError) as refused:
+            await asked
+    assert refused.value.error_type in ("SqlError", "SourceRefused")
+    assert len(str(refused.value)) < 500
+
+
+TYPES = {
+    "int": "INTEGER",
+    "decimal(10,2)": "DECIMAL(10,2)",
+    "TIMESTAMP WITH TIME ZONE": "TIMESTAMP WITH TIME ZONE",
+    "DOUBLE PRECISION": "DOUBLE",
+    "VARCHAR(10)": "VARCHAR",
+    "INT[3]": "INTEGER[3]",
+    "MAP(VARCHAR, INT)": "MAP(VARCHAR, INTEGER)",
+    'STRUCT(a INT, "b ""c"";" VARCHAR[])[]': 'STRUCT(a INTEGER, "b ""c"";" VARCHAR[])[]',
+    "ENUM('a', 'b;c''d')": "ENUM('a', 'b;c''d')",
+    "UNION(a INT, b VARCHAR)": "UNION(a INTEGER, b VARCHAR)",
+    "JSON": "JSON",
+}
+
+
+async def test_sql_takes_every_type_as_the_type_of_a_column() -> None:
+    """Types with parameters, names and texts of their own are those of the column."""
+    async with a_service() as ask:
+        columns = {f"c{number}": kind for number, kind in enumerate(TYPES)}
+        table = await ask("SELECT * FROM t", sources={"t": {"rows": [], "columns": columns}})
+    assert [column.type for column in table.columns] == list(TYPES.values())

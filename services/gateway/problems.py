@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 
 from anabranch.shared.contracts.errors import AnabranchError
+from anabranch.shared.contracts.text import writable
 
 MEDIA_TYPE: Final = "application/problem+json"
 _URN: Final = "urn:anabranch:problem:"
@@ -96,7 +97,7 @@ class ProblemError(AnabranchError):
             "type": self.kind.urn,
             "title": self.kind.title,
             "status": self.kind.status,
-            "detail": self.detail,
+            "detail": writable(self.detail),  # it may quote a header's bytes
             "instance": instance,
             **self.members,
         }

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from anabranch.services.gateway.problems import Kind, ProblemError
 from anabranch.shared.contracts.limits import MAX_BODY_BYTES, MIB
 
 from .fakes import DIAMOND, Bench, a_gateway, problem
@@ -188,6 +189,13 @@ async def test_a_media_type_that_is_not_read_is_415(gateway: Bench, media_type: 
     assert response.status == 415
     assert "application/yaml" in response.headers["Accept-Post"]
     await problem(response)
+
+
+def test_a_problem_may_quote_a_header_of_any_bytes() -> None:
+    """`charset=` and the byte 0xff: the server reads half of a surrogate pair, which no JSON holds."""
+    answer = ProblemError(Kind.UNSUPPORTED_MEDIA_TYPE, "charset=\udcff is not read.").response("urn:x")
+    assert isinstance(answer.body, bytes)
+    assert orjson.loads(answer.body)["detail"] == r"charset=\udcff is not read."
 
 
 async def test_a_body_without_a_media_type_is_415(gateway: Bench) -> None:

@@ -66,7 +66,7 @@ def _fault_of(answer: Answer, encoded: bytes) -> Failure | None:
         return None
     if len(encoded) > MAX_STEP_OUTPUT_BYTES and (size := len(to_json(answer.output))) > MAX_STEP_OUTPUT_BYTES:
         return output_too_large(size)  # the envelope counts to the shorter check, not to the limit
-    return fault_of_output(answer.output, encoded)
+    return fault_of_output(answer.output, encoded, around=1)
 
 
 def timed_out(command: RunStep, duration_ms: int) -> AttemptFailed:

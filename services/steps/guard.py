@@ -20,6 +20,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.step_type import In, Out, StepType
+from anabranch.services.steps.turns import Turns
 from anabranch.shared.contracts.errors import ErrorType, RetryableError, TerminalError
 from anabranch.shared.contracts.limits import (
     MAX_ERROR_DETAILS_BYTES,
@@ -29,7 +30,7 @@ from anabranch.shared.contracts.limits import (
     MAX_STEP_OUTPUT_BYTES,
     MAX_WAIT_S,
 )
-from anabranch.shared.contracts.nesting import is_too_deep
+from anabranch.shared.contracts.nesting import is_text_too_deep, is_too_deep
 from anabranch.shared.contracts.text import writable
 from anabranch.shared.contracts.urls import redacted, redacted_value
 from anabranch.shared.runtime.tracebacks import is_modest
@@ -64,7 +65,8 @@ Outcome = Returned | Failure
 class Guard(Generic[In, Out]):
     """Calls a step type's code; its methods return an `Outcome` whatever that code does."""
 
-    def __init__(self, step_type: StepType[In, Out]) -> None:
+    def __init__(self, step_type: StepType[In, Out], turns: Turns | None = None) -> None:
+        self._turns = turns or Turns()
         self._name = step_type.name
         self._parse = step_type.input_of()
         self._check = step_type.output_of()
@@ -72,6 +74,8 @@ class Guard(Generic[In, Out]):
 
     async def in_loop(self, given: object, context: StepContext) -> Outcome:
         """Run one attempt of an `async def` handler. A cancellation passes."""
+        if self._turns.is_spent:
+            await self._turns.next()
         parsed = self._parsed(given)
         if type(parsed) is Failure:
             return parsed
@@ -81,6 +85,8 @@ class Guard(Generic[In, Out]):
             raise  # they may come from without
         except BaseException as error:  # noqa: BLE001  whatever a handler raises is its attempt's failure
             return failure_of(_without_wrapper(error))
+        if self._turns.is_spent:
+            await self._turns.next()
         return self._written(output)
 
     def here(self, given: object, context: StepContext) -> Outcome:
@@ -118,13 +124,13 @@ def not_json(error: BaseException) -> Failure:
     return Failure(ErrorType.OUTPUT_INVALID, f"the output cannot be written as JSON: {_text_of(error)}")
 
 
-def fault_of_output(value: object, encoded: bytes) -> Failure | None:
+def fault_of_output(value: object, encoded: bytes, *, around: int = 0) -> Failure | None:
     """Return what is wrong with an output that can be encoded, though not be read again as it is.
 
-    `encoded` is the answer it stands in. Nesting is looked at only where there are as many brackets, and numbers are
-    read back only where there is one that 64 bits do not hold.
+    `encoded` is its JSON, or that of the answer it stands in, `around` levels deep. Numbers are read back only where
+    there is one that 64 bits do not hold.
     """
-    if encoded.count(b"[") + encoded.count(b"{") > MAX_NESTING and is_too_deep(value):
+    if is_text_too_deep(encoded, MAX_NESTING + around):
         return Failure(ErrorType.OUTPUT_INVALID, f"the output is nested deeper than {MAX_NESTING} levels")
     try:
         orjson.dumps(value)

@@ -19,6 +19,7 @@ import structlog
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.guard import Failure, Guard, Outcome, Returned, failure_of, to_bytes
 from anabranch.services.steps.step_type import StepType
+from anabranch.services.steps.turns import Turns
 from anabranch.services.steps.worker import Invoke
 from anabranch.shared.contracts.errors import AnabranchError
 
@@ -28,7 +29,7 @@ class HandlerProcessDied(AnabranchError):
 
 
 @asynccontextmanager
-async def invoker(step_type: StepType[Any, Any], concurrency: int) -> AsyncIterator[Invoke]:
+async def invoker(step_type: StepType[Any, Any], concurrency: int, turns: Turns | None = None) -> AsyncIterator[Invoke]:
     """Provide the call of a step type's handler, with the threads or processes it needs, for as long as it is used.
 
     A thread or process cannot be stopped: an attempt that is cancelled or timed out is answered at once, what runs it
@@ -36,7 +37,7 @@ async def invoker(step_type: StepType[Any, Any], concurrency: int) -> AsyncItera
     """
     match step_type.runs_in:
         case "loop":
-            yield Guard(step_type).in_loop
+            yield Guard(step_type, turns).in_loop
         case "thread":
             pool: Executor = ThreadPoolExecutor(concurrency, thread_name_prefix=step_type.name)
             yield _InThread(step_type, pool)

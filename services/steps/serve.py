@@ -19,6 +19,7 @@ from anabranch.services.steps.ports import MemoryUnavailable
 from anabranch.services.steps.redis_memory import RedisMemory
 from anabranch.services.steps.settings import StepServiceSettings
 from anabranch.services.steps.step_type import StepType
+from anabranch.services.steps.turns import Turns
 from anabranch.services.steps.worker import Worker
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEP_TYPES, STEPS, Topic
@@ -69,6 +70,7 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
         commands = KafkaCommands(settings, step_type.name, fail=service.fail)
         stack.push_async_callback(commands.stop)  # also of a worker that failed: its sockets are closed
         numbers = settings.worker(concurrency=step_type.concurrency)
+        turns = Turns()
         worker = Worker(
             step_type,
             name=name,
@@ -81,7 +83,8 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
             log=service.log,
             settings=numbers,
             facts=WorkerMetrics(step_type.name, service.registry),
-            invoke=await stack.enter_async_context(invoker(step_type, numbers.concurrency)),
+            turns=turns,
+            invoke=await stack.enter_async_context(invoker(step_type, numbers.concurrency, turns)),
             resource=await stack.enter_async_context(_resource_of(step_type, service)),
         )
         service.ready_when("membership", lambda: commands.is_member or "waiting for its share of the commands")

@@ -52,6 +52,7 @@ from anabranch.services.steps.sending import NothingSettles, Sending
 from anabranch.services.steps.settings import WorkerSettings
 from anabranch.services.steps.step_type import In, Out, StepType
 from anabranch.services.steps.trials import Trials
+from anabranch.services.steps.turns import Turns
 from anabranch.shared.contracts.codec import Encoded, Undecodable, decode, headers_of, trace_id_or
 from anabranch.shared.contracts.dead_letters import letter_key
 from anabranch.shared.contracts.errors import AnabranchError
@@ -89,6 +90,7 @@ class Worker(Generic[In, Out]):
         log: FilteringBoundLogger,
         settings: WorkerSettings = WorkerSettings(),  # noqa: B008  frozen
         facts: Facts | None = None,
+        turns: Turns | None = None,
         invoke: Invoke | None = None,
         resource: Any = None,
     ) -> None:
@@ -103,7 +105,8 @@ class Worker(Generic[In, Out]):
         self._log = log.bind(uses=step_type.name)
         self._settings = settings
         self._facts = facts or Facts()
-        self._invoke: Invoke = invoke or Guard(step_type).in_loop
+        self._turns = turns or Turns()
+        self._invoke: Invoke = invoke or Guard(step_type, self._turns).in_loop
         self._resource = resource
 
         self._sending = Sending(results)
@@ -232,7 +235,10 @@ class Worker(Generic[In, Out]):
             await self._until_room()
             self._asked_at = self._loop.time()
             for record in await self._commands.take(max(1, self._room()), self._settings.poll_s):
-                self._accept(record)
+                self._accept(record)  # it may be of an assignment that ended while another had its turn
+                if self._turns.is_spent:
+                    await self._turns.next()
+                    self._asked_at = self._loop.time()
 
     def _room(self) -> int:
         settings = self._settings
@@ -268,6 +274,7 @@ class Worker(Generic[In, Out]):
             return
         partition.take(record.offset)
         command = self._read(record)
+        self._turns.spend(len(record.value or b""))
         if isinstance(command, Undecodable):
             self._dead_letter(record, partition, command.reason)
             return
@@ -482,6 +489,7 @@ class Worker(Generic[In, Out]):
     def _answer(self, attempt: Attempt, answer: answers.Answer) -> None:
         """Append the answer; what follows, follows its acknowledgement."""
         answer, encoded = answers.encode_answer(answer, attempt.command, attempt.id, self._source)
+        self._turns.spend(len(encoded.value))
         kind = type(answer).__name__
         attempt.bytes += len(encoded.value)
         self._bytes += len(encoded.value)

@@ -40,7 +40,7 @@ from anabranch.shared.contracts.limits import (
     MAX_STEP_INPUT_BYTES,
     MAX_STEP_OUTPUT_BYTES,
 )
-from anabranch.shared.contracts.nesting import holds_too_deep, is_too_deep
+from anabranch.shared.contracts.nesting import holds_too_deep, is_text_too_deep, is_too_deep
 from anabranch.shared.contracts.retry import GiveUp, RetryAfter, RetryDecision, chance, decide_retry
 from anabranch.shared.contracts.times import rfc3339
 
@@ -231,7 +231,7 @@ def dispatch(turn: Turn, index: int, step: Step) -> None:
         _finish_with(turn, index, step.queued(turn.at), turn.at, value.get("value"))
         return
     record = _command(turn, node, step.attempt + 1, value)
-    if words := _excess_of(value, record.value, MAX_STEP_INPUT_BYTES):
+    if words := _excess_of(record.value, MAX_STEP_INPUT_BYTES, around=1):
         fail(turn, index, step.queued(turn.at), _too_large("its input", words))
         return
     turn.append(Channel.COMMANDS, idempotency_key(turn.run.id, node.id), record, node.uses)
@@ -341,7 +341,7 @@ def _fitting(turn: Turn, output: Any) -> tuple[StepError | None, bytes]:
         if not is_too_deep(output):
             raise
         return _too_large("its output", _TOO_DEEP), b""
-    words = _excess_of(output, held, MAX_STEP_OUTPUT_BYTES)
+    words = _excess_of(held, MAX_STEP_OUTPUT_BYTES)
     return (_too_large("its output", words) if words else _overfull(turn, len(held))), held
 
 
@@ -438,13 +438,16 @@ def excess(value: Any, limit: int) -> str | None:
         if not is_too_deep(value):
             raise
         return _TOO_DEEP
-    return _excess_of(value, written, limit)
+    return _excess_of(written, limit)
 
 
-def _excess_of(value: Any, written: bytes, limit: int) -> str | None:
-    if len(written) > limit:
-        return f"takes {len(written)} bytes; at most {limit} are allowed"
-    return _TOO_DEEP if holds_too_deep(value, written) else None
+def _excess_of(written: bytes, limit: int, *, around: int = 0) -> str | None:
+    """Return what is too much about JSON, with what is `around` levels deep around it."""
+    return _larger_than(written, limit) or (_TOO_DEEP if is_text_too_deep(written, MAX_NESTING + around) else None)
+
+
+def _larger_than(written: bytes, limit: int) -> str | None:
+    return f"takes {len(written)} bytes; at most {limit} are allowed" if len(written) > limit else None
 
 
 def _too_large(what: str, words: str) -> StepError:
@@ -475,8 +478,9 @@ def end_as(turn: Turn, status: RunStatus) -> None:
     turn.flush()
     turn.seq += 1
     record = turn.encode_event(_ended(turn, status, outputs))
-    if words := _excess_of(outputs, record.value, MAX_MESSAGE_BYTES):
-        turn.fail_run(_too_large("`outputs`", words))
+    words = _larger_than(record.value, MAX_MESSAGE_BYTES)
+    if words or holds_too_deep(outputs, record.value):  # the event may have a deep error instead
+        turn.fail_run(_too_large("`outputs`", words or _TOO_DEEP))
         record = turn.encode_event(_ended(turn, RunStatus.FAILED, None))
     turn.ended = True
     turn.append(Channel.RUN_EVENTS, turn.run.id, record)

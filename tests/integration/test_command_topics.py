@@ -1,12 +1,15 @@
 """The orchestrator as a process, beside command topics that are missing, deleted, or made otherwise."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from aiokafka.admin import NewTopic
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 from aiokafka.structs import TopicPartition
 
 from anabranch.deploy.local.kafka import LocalKafka
@@ -15,7 +18,7 @@ from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.ids import new_run_id, trace_id_of_run
 from anabranch.shared.contracts.partitioner import partition_of
-from anabranch.shared.contracts.topics import INBOX, RUN_EVENTS, STEP_TYPES
+from anabranch.shared.contracts.topics import INBOX, RUN_EVENTS, STEP_TYPES, STEPS
 from anabranch.shared.runtime.clients import new_admin
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer
 from anabranch.shared.runtime.settings import Settings
@@ -23,6 +26,11 @@ from tests.support.builders import a_definition, a_step
 from tests.support.one_service import OneService, eventually
 
 PARTITIONS = 2
+NOTHING: Mapping[str, str] = {}
+WITH_ACLS = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "allow.everyone.if.no.acl.found": "true",
+}
 
 
 class Installation:
@@ -98,7 +106,17 @@ async def _so(value: bool) -> bool:
 
 @pytest_asyncio.fixture
 async def installation(tmp_path: Path) -> AsyncIterator[Installation]:
-    async with LocalKafka(tmp_path / "kafka") as kafka, LocalRedis(tmp_path / "redis") as redis:
+    async with installed(tmp_path) as installation:
+        yield installation
+
+
+@asynccontextmanager
+async def installed(tmp_path: Path, more: Mapping[str, str] = NOTHING) -> AsyncIterator[Installation]:
+    """An installation whose broker has these settings too."""
+    async with (
+        LocalKafka(tmp_path / "kafka", settings=more) as kafka,
+        LocalRedis(tmp_path / "redis") as redis,
+    ):
         settings = Settings(kafka_bootstrap_servers=kafka.bootstrap, redis_url=redis.url, run_partitions=PARTITIONS)
         topics = settings.topics
         ours = [(INBOX, topics.inbox), (RUN_EVENTS, topics.run_events), (STEP_TYPES, topics.step_types)]
@@ -180,3 +198,66 @@ async def test_command_that_is_too_large_for_its_topic_fails_its_step(installati
     error = installation.ends[run].error
     assert (installation.ends[run].status, error and error.type) == ("failed", "PayloadTooLarge")
     await installation.until_ended(installation.submit("transform", value=1))
+
+
+class Acls:
+    """Forbids everybody what concerns one topic, and allows it again. The numbers are Kafka's own."""
+
+    TOPIC, LITERAL, ANY, DENY, ALLOW = 2, 3, 1, 2, 3
+
+    def __init__(self, installation: Installation, topic: str) -> None:
+        self._installation = installation
+        self._topic = topic
+
+    async def add(self, operation: int, permission: int) -> None:
+        """Add one."""
+        entry = (self.TOPIC, self._topic, self.LITERAL, "User:ANONYMOUS", "*", operation, permission)
+        await self._installation.admin(lambda admin: self._send(admin, CreateAclsRequest(*entry)))
+
+    async def remove(self) -> None:
+        """Remove all."""
+        every = (self.TOPIC, self._topic, self.LITERAL, None, None, self.ANY, self.ANY)
+        await self._installation.admin(lambda admin: self._send(admin, DeleteAclsRequest(*every)))
+
+    async def _send(self, admin: Any, request: Any) -> None:
+        (answer,) = (await admin._send_to_controller(request)).to_object().popitem()[1]
+        assert answer["error_code"] == 0, answer
+
+
+ALL, WRITE = 2, 4
+
+
+@pytest.mark.parametrize("when", ["from the start", "in use"])
+@pytest.mark.parametrize("forbidden", [WRITE, ALL])
+async def test_topic_that_may_not_be_written_holds_back_its_own_runs_and_no_other(
+    tmp_path: Path, forbidden: int, when: str
+) -> None:
+    """Whether it may be seen or not, and was written before or not; once it may be written, they run to their end."""
+    async with installed(tmp_path, WITH_ACLS) as here:
+        simulate, other = here.settings.topics.steps("simulate"), here.settings.topics.steps("other")
+        of_one_partition = here.settings.model_copy(update={"step_partitions": 1})
+        await ensure_topics(of_one_partition, [(STEPS, simulate), (STEPS, other)])
+        runs = []
+        if when == "in use":
+            runs += [here.submit("simulate")]
+            assert len(await _commands(here.settings, simulate, 1)) == 1
+        acls = Acls(here, simulate)
+        await acls.add(forbidden, Acls.DENY)
+        runs += [here.submit("simulate", "simulate") for _ in range(5)]
+        await eventually(lambda: _so(len({event.run_id for event in here.held_back}) == 5), 30, here.orchestrator.words)
+        (why,) = {event.waiting_on for event in here.held_back}
+        assert f"{simulate}: the orchestrator may not" in (why or "")
+        unwritable = 'anabranch_orchestrator_unwritable_command_topic{uses="simulate"}'
+        assert await here.orchestrator.metric(unwritable) == 1.0
+        others = {here.submit("other") for _ in range(5)}
+        await here.until_ended(here.submit("transform", value=1))
+        await here.orchestrator.kill()
+        await here.orchestrator.start()
+        others |= {here.submit("other") for _ in range(5)}
+        await here.until_ended(here.submit("transform", value=1))
+        assert {command.run_id for command in await _commands(here.settings, other, 10)} == others
+        await acls.remove()
+        async with here.service("steps.simulate", ANABRANCH_STEP_PARTITIONS=1):
+            await here.until_ended(*runs, within_s=60)
+        assert await here.orchestrator.metric(unwritable) == 0.0
+    assert '"event":"failed"' not in here.orchestrator.words()

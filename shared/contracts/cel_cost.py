@@ -47,7 +47,7 @@ _SHORT_CHARS: Final = 256  # of a text that is not measured
 _PIECE_COUNT: Final = 4_096  # values weighed before it is looked whether they are too much
 _CONTAINER: Final = 200  # a list or an object that is parsed, gone through and written
 _PART: Final = 40  # a value in one of them
-_SHORT_BYTES: Final = 512  # of JSON, whatever is in it
+SHORT_BYTES: Final = 512  # of JSON, whatever is in it
 _SCALAR_TYPES: Final = frozenset((int, float, bool, type(None)))
 
 
@@ -209,7 +209,7 @@ def cost_of_parts(written: bytes) -> int:
 
     Brackets and commas are counted, in texts as well: going through it to tell them apart would cost as much.
     """
-    if len(written) < _SHORT_BYTES:
+    if len(written) < SHORT_BYTES:
         return 0
     return _CONTAINER * (written.count(b"{") + written.count(b"[")) + _PART * written.count(b",")
 

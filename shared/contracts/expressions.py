@@ -205,17 +205,16 @@ def _rendered(value: Any, run: "_Rendering") -> Any:
 class _Rendering:
     """One rendering: the context, how much the results weigh so far, and what they cost."""
 
-    def __init__(self, context: Mapping[str, Any], meter: Meter | None) -> None:
+    __slots__ = ("_bytes", "_context", "cost")
+
+    def __init__(self, context: Mapping[str, Any]) -> None:
         self._context = context
-        self._meter = meter
         self._bytes = 0
-        self._cost = 0
+        self.cost = 0
 
     def charge(self, cost: int) -> None:
         """Add to what the expressions of the template cost."""
-        self._cost += cost
-        if self._meter is not None:
-            self._meter.charge(cost)
+        self.cost += cost
 
     def evaluate(self, one: Embedded) -> Any:
         try:
@@ -223,11 +222,11 @@ class _Rendering:
         except ExpressionError as error:
             raise ExpressionError(error.message, one.pointer) from error
         weight, cost = _weight(value)
-        self.charge(cost)
+        self.cost += cost
         self._bytes += weight
         if self._bytes > MAX_RENDERED_BYTES:
             raise ExpressionError(f"the results weigh more than {MAX_RENDERED_BYTES} bytes", one.pointer)
-        if self._cost > MAX_TEMPLATE_COST:
+        if self.cost > MAX_TEMPLATE_COST:
             raise ExpressionError(
                 f"the expressions up to here cost more than {MAX_TEMPLATE_COST} units; do a part in a step of its own",
                 one.pointer,
@@ -270,7 +269,14 @@ class Template:
 
         Raises `ExpressionError`.
         """
-        return self._plan if self.is_literal else _rendered(self._plan, _Rendering(context, meter))
+        if self._plan is self.value:
+            return self._plan
+        rendering = _Rendering(context)
+        try:
+            return _rendered(self._plan, rendering)
+        finally:  # once for all of them, and for what was too much as well
+            if meter is not None:
+                meter.charge(rendering.cost)
 
 
 def compile_template(value: Any, environment: Environment = PIPELINE, pointer: str = "") -> Template:

@@ -37,6 +37,8 @@ _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 def holds_too_deep(value: Any, encoded: bytes, limit: int = MAX_NESTING) -> bool:
     """Return `is_too_deep(value, limit)` for a value within the JSON `encoded`: few brackets answer it at once."""
+    if len(encoded) <= 2 * limit:  # a level takes two brackets
+        return False
     return encoded.count(b"[") + encoded.count(b"{") > limit and is_too_deep(value, limit)
 
 

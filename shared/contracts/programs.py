@@ -673,6 +673,17 @@ def _copy_path(source: Mapping[str, Any], target: dict[str, Any], path: Path) ->
 
 def _look_up(context: Mapping[str, Any], path: Path) -> Any:
     value: Any = context
+    try:
+        for part in path:
+            value = value[part]
+    except (KeyError, TypeError):  # only maps are asked for texts
+        return _look_up_step_by_step(context, path)
+    return value
+
+
+def _look_up_step_by_step(context: Mapping[str, Any], path: Path) -> Any:
+    """Do the same, and say where the path ends."""
+    value: Any = context
     for at, part in enumerate(path):
         if type(value) is not dict and not isinstance(value, Mapping):
             raise ExpressionError(f"{'.'.join(path[:at])} is {kind_of(value)}, which has no {part!r}")

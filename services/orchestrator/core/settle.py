@@ -64,7 +64,7 @@ _TOO_DEEP: Final = f"is nested deeper than {MAX_NESTING} levels"
 
 def settle(turn: Turn) -> None:
     """Bring the run to rest, or as far as one turn goes."""
-    while not turn.budget.is_spent:
+    while not (is_spent := turn.budget.is_spent):
         index = _next_to_settle(turn)
         if index is None:
             break
@@ -72,7 +72,7 @@ def settle(turn: Turn) -> None:
         _settle_step(turn, index)
     if not turn.open and (turn.budget.cost > 0 or turn.run.pipeline.outputs.is_literal):
         end_as(turn, _outcome(turn))
-    elif turn.budget.is_spent and _more_to_settle(turn):
+    elif is_spent and _more_to_settle(turn):
         _continue_later(turn)
     turn.flush()
 
@@ -135,7 +135,7 @@ def _spared(turn: Turn, index: int) -> bool:
 
 
 def _next_to_settle(turn: Turn) -> int | None:
-    index = _next_to_stop(turn)
+    index = None if turn.stop is None else _next_to_stop(turn)
     if index is None and turn.has_window:
         return turn.next_ready()
     return index
@@ -342,15 +342,14 @@ def _fitting(turn: Turn, output: Any) -> tuple[StepError | None, bytes]:
             raise
         return _too_large("its output", _TOO_DEEP), b""
     words = _excess_of(held, MAX_STEP_OUTPUT_BYTES)
-    return (_too_large("its output", words) if words else _overfull(turn, len(held))), held
+    if words:
+        return _too_large("its output", words), held
+    return _overfull(turn, len(held)) if turn.held + len(held) > MAX_RUN_BYTES else None, held
 
 
-def _overfull(turn: Turn, size: int) -> StepError | None:
-    """Return what is wrong with one more output of this size, if anything is."""
-    if turn.held + size > MAX_RUN_BYTES:
-        words = f"its output takes {size} bytes and the run holds {turn.held} already; a run may hold {MAX_RUN_BYTES}"
-        return StepError.of(ErrorType.PAYLOAD_TOO_LARGE, f"{words}: store values elsewhere and output where")
-    return None
+def _overfull(turn: Turn, size: int) -> StepError:
+    words = f"its output takes {size} bytes and the run holds {turn.held} already; a run may hold {MAX_RUN_BYTES}"
+    return StepError.of(ErrorType.PAYLOAD_TOO_LARGE, f"{words}: store values elsewhere and output where")
 
 
 def fail_attempt(turn: Turn, index: int, message: m.AttemptFailed) -> None:

@@ -126,15 +126,19 @@ class Turn:
         self.changed[index] = after
         self.in_flight += (after.status in IN_FLIGHT) - (before.status in IN_FLIGHT)
         self.in_flight_bytes += after.sent - before.sent
-        self.held += after.held - before.held
-        self._move_timer(self.node(index).id, before, after)
+        if (
+            after.output is not before.output
+            or after.error is not before.error
+            or after.progress is not before.progress
+        ):
+            self.held += after.held - before.held
+        if before.due_at is not None or after.due_at is not None:
+            self._move_timer(self.node(index).id, before, after)
         if after.status in TERMINAL:
             self.open -= 1
             self._release_dependents(index, happy=self.node(index).satisfies(after.status))
 
     def _move_timer(self, step_id: str, before: Step, after: Step) -> None:
-        if before.due_at is None and after.due_at is None:
-            return
         old = before.timer_id(step_id)
         new = after.timer_id(step_id)
         if before.due_at is not None and (after.due_at is None or old != new):

@@ -11,7 +11,7 @@ import orjson
 from pydantic_core import to_json
 
 from anabranch.services.orchestrator.core.state import Step
-from anabranch.shared.contracts.cel_cost import GIVEN, cost_of_parts
+from anabranch.shared.contracts.cel_cost import GIVEN, SHORT_BYTES, cost_of_parts
 from anabranch.shared.contracts.expressions import ExpressionError, Meter
 from anabranch.shared.contracts.limits import KIB, MAX_TEMPLATE_COST, MIB
 
@@ -36,14 +36,16 @@ class Reading:
 
     def value_of(self, output: bytes) -> Any:
         """Return the value of an output. Raises `ExpressionError` for more than an evaluation may cost in all."""
-        cost = GIVEN * len(output) + cost_of_parts(output)
+        cost = GIVEN * len(output)
+        if len(output) >= SHORT_BYTES:
+            cost += cost_of_parts(output)
         self._cost += cost
         self._meter.charge(cost)
         if self._cost > MAX_TEMPLATE_COST:
             raise ExpressionError(
                 f"the outputs it names take more than {MAX_TEMPLATE_COST // GIVEN} bytes or too many parts"
             )
-        return _READ.value_of(output)
+        return orjson.loads(output) if len(output) < _LARGE else _READ.value_of(output)
 
 
 class StepValues(Mapping[str, Any]):
@@ -93,8 +95,6 @@ class _ReadLately:
         self._bytes = 0
 
     def value_of(self, output: bytes) -> Any:
-        if len(output) < _LARGE:
-            return orjson.loads(output)
         if output in self._values:
             self._values.move_to_end(output)
             return self._values[output]

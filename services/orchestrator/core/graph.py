@@ -107,6 +107,9 @@ def compile_pipeline(definition: str) -> Pipeline:
 
     Raises `DefinitionRefused` for text that never passed the gateway of this version.
     """
+    kept = _kept.get(definition)
+    if isinstance(kept, Pipeline):  # young again, and in use already
+        return kept
     slices = compiling(definition)
     while True:
         try:

@@ -247,12 +247,15 @@ class PartitionTask:
         for record in records:
             message = decode(m.INBOX, record.value)
             if not isinstance(message, Undecodable):
-                await self._compile(self._partition.definitions_of(message))
+                definitions = self._partition.definitions_of(message)
+                if definitions or self._compiled:
+                    await self._compile(definitions)
             self._handle(record, message)
             if self._is_heavy:
                 self._checkpoint_if_due()
                 await self._hold_back()
-            await self._yield_if_due()
+            if self._is_to_yield:
+                await self._yield_if_due()
 
     async def _awaken_all(self) -> None:
         """Do for every run that was restored what is otherwise done when it is first decided on."""
@@ -283,10 +286,13 @@ class PartitionTask:
             await self._yield_if_due()
 
     async def _yield_if_due(self) -> None:
-        loop = asyncio.get_running_loop()
-        if loop.time() - self._yielded_at > _YIELD_AFTER_S:
+        if self._is_to_yield:
             await asyncio.sleep(0)
-            self._yielded_at = loop.time()
+            self._yielded_at = asyncio.get_running_loop().time()
+
+    @property
+    def _is_to_yield(self) -> bool:
+        return asyncio.get_running_loop().time() - self._yielded_at > _YIELD_AFTER_S
 
     def _handle(self, record: InboxRecord, message: m.InboxMessage | Undecodable) -> None:
         if isinstance(message, Undecodable):

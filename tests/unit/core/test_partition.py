@@ -1,6 +1,7 @@
 """A partition: what a record says to each run it concerns, and how long finished runs are remembered."""
 
 from anabranch.services.orchestrator.core.partition import Partition, to_runs
+from anabranch.services.orchestrator.core.stored import Head, Stored
 from anabranch.services.orchestrator.core.transitions import Ignore
 from anabranch.shared.contracts import messages as m
 from tests.support.builders import ARun, a_run, a_step, a_submission, cancel_run, renewed, succeeded
@@ -44,3 +45,29 @@ def test_quarantine_of_a_run_that_nobody_knows_changes_nothing() -> None:
     partition = Partition()
     partition.quarantine("nobody")
     assert partition == Partition()
+
+
+def test_definitions_to_compile_are_named_before_a_message_is_decided() -> None:
+    """Of a start, and of restored runs that a message concerns; what is compiled is not named again."""
+    unseen = a_submission({"a": a_step(), "only-here": a_step("a")}, run_id="new")
+    partition = Partition()
+    assert list(partition.definitions_of(unseen)) == [unseen.definition]
+    partition.commit(partition.decide(unseen, 1_000), 1_000)
+    assert list(partition.definitions_of(unseen)) == []
+    assert list(partition.definitions_of(cancel_run("new"))) == []
+
+
+def test_definitions_of_restored_runs_are_named_when_a_message_concerns_them() -> None:
+    """Nothing is compiled for those that nobody speaks of."""
+    unseen = a_submission({"b": a_step(), "never-compiled": a_step("b")}, run_id="stored")
+    partition = Partition(stored={"stored": Stored(unseen, Head(1, 1_000, 1_000), {})})
+    assert list(partition.definitions_of(cancel_run("stored"))) == [unseen.definition]
+    assert list(partition.definitions_of(cancel_run("another"))) == []
+
+
+def test_restored_quarantined_run_is_touched_by_nothing() -> None:
+    """Not even compiled."""
+    stored = Stored(a_submission({"a": a_step()}), Head(1, 1_000, 1_000, quarantined=True), {})
+    partition = Partition(stored={stored.submission.run_id: stored})
+    assert partition.decide(succeeded("a"), 2_000).ignored is Ignore.QUARANTINED
+    assert partition.runs == {}

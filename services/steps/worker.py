@@ -668,7 +668,12 @@ class Worker(Generic[In, Out]):
 
     def _give_back(self, held: list[Attempt]) -> None:
         """Give up leases of handlers that have ended: the orchestrator need not wait for them to lapse."""
-        self._append_renewals(held, 0, lambda _: None)
+        self._append_renewals(held, 0, self._given_back)
+
+    def _given_back(self, some: list[Attempt]) -> None:
+        """The orchestrator sends the next attempts: whoever is served one of these again has nothing to do."""
+        for attempt in some:
+            self._remember_result(attempt, b"")
 
     def _append_renewals(
         self, held: Iterable[Attempt], lease_s: float, then: Callable[[list[Attempt]], object]

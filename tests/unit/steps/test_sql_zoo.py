@@ -103,7 +103,15 @@ async def neighbour(ask: Ask) -> None:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Return the processes of queries; those that other tests left are not ours to judge."""
+    return [child for child in psutil.Process().children(recursive=True) if _runs_queries(child)]
+
+
+def _runs_queries(process: psutil.Process) -> bool:
+    try:
+        return "killable_child" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return False
 
 
 def directory_of(path: Path) -> Path:

@@ -735,9 +735,11 @@ class Announcements(Target):
         metrics, types = GatewayMetrics(new_registry()), StepTypes()
         reader = StepTypeReader(None, "pipelines.step-types", types, metrics=metrics, log=structlog.get_logger())  # type: ignore[arg-type]
 
+        records = [FakeRecord(value=wire.raw, key=_own_key(wire) if key is None else key) for wire in wires_]
+
         async def follow() -> None:
-            for wire in wires_:
-                await reader.take(FakeRecord(value=wire.raw, key=_own_key(wire) if key is None else key))
+            for record in records:
+                await reader.take(record)
             await reader.take(FakeRecord(value=None, key=key))
 
         self._reader.run(follow())

@@ -13,9 +13,8 @@ from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from anabranch.deploy.local.kafka import LocalKafka
-from anabranch.shared.contracts.limits import MAX_RECORD_BYTES, MIB
+from anabranch.shared.contracts.limits import MAX_FETCH_BYTES, MAX_RECORD_BYTES, MIB
 from anabranch.shared.contracts.topics import INBOX
-from anabranch.shared.runtime import topic_reader
 from anabranch.shared.runtime.clients import new_admin, new_producer
 from anabranch.shared.runtime.kafka import KafkaUnreachable, Outbox, ensure_topics
 from anabranch.shared.runtime.settings import Settings
@@ -202,7 +201,7 @@ async def test_records_of_many_mib_come_through_beside_small_ones(settings: Sett
         for partition in range(PARTITIONS):
             log.append(partition, size=size)
         await log.acknowledged()
-    assert sum(sum(map(len, values)) for values in log.appended.values()) > 2 * topic_reader._MAX_BYTES
+    assert sum(sum(map(len, values)) for values in log.appended.values()) > 2 * MAX_FETCH_BYTES
     async with reading(settings, range(PARTITIONS)) as it:
         await it.until_all_of(log)
 

@@ -101,8 +101,10 @@ async def test_the_example_announces_its_type_serves_it_and_stops(environment: P
             assert (announced.name, announced.version, announced.description) == ("shout", "1.0", "Say it louder.")
             assert announced.input_schema["required"] == ["text"]
             await command(settings)
-            assert await first_of(settings, settings.topics.inbox, 2, INBOX_MESSAGES) == AttemptSucceeded(
-                run_id=RUN, step="hello", attempt=1, output={"text": "HELLO!"}
+            answer = await first_of(settings, settings.topics.inbox, 2, INBOX_MESSAGES)
+            assert isinstance(answer, AttemptSucceeded)
+            assert answer == AttemptSucceeded(
+                run_id=RUN, step="hello", attempt=1, output={"text": "HELLO!"}, duration_ms=answer.duration_ms
             )
             process.terminate()
             assert await asyncio.wait_for(process.wait(), 20) == 0

@@ -793,6 +793,29 @@ def test_a_worker_that_must_stop_gives_its_leases_back() -> None:
     assert (last.type, last.lease_s, [lease.step for lease in last.leases]) == ("LeasesRenewed", 0, ["endless"])
 
 
+def test_a_repeat_of_what_was_given_back_runs_nowhere_again() -> None:
+    """The orchestrator gives the step another attempt: a late repeat, served after the lease, is for nobody."""
+
+    async def main() -> tuple[World, World]:
+        memory, command = FakeMemory(), an_old_command("endless", sleep_s=1000)
+        async with running(a_world(stop_timeout_s=17, lease_s=10, memory=memory)) as first:
+            first.send(command)
+            await asyncio.sleep(2)
+            await first.stop()
+        await asyncio.sleep(20)
+        async with running(a_world(memory=memory)) as second:
+            second.send(command)
+            await asyncio.sleep(2)
+            await second.crash()
+        return first, second
+
+    first, second = run(main())
+    assert first.witness.started == ["endless"]
+    assert second.witness.started == []
+    assert second.results.appended == []
+    assert second.commands.commits == {0: 2}
+
+
 def test_a_crash_says_nothing_on_its_way_out() -> None:
     """Killed is killed: no answer is made up for what was in hand."""
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from anabranch.shared.contracts.limits import MIB
 
-HELD_S: Final = 0.5  # CPU between two turns of a loop: twice what a single record may take
+HELD_S = 0.5  # CPU between two turns of a loop: twice what a single record may take
 GROWTH_BYTES: Final = 256 * MIB  # of the process's peak, by one case
 APPENDED_BYTES: Final = 64 * MIB  # by one record
 HANG_S: Final = 60  # after which a case ends its process, with the stacks of all threads
@@ -28,6 +28,11 @@ class Meter:
     def __init__(self) -> None:
         self.held_s = 0.0
         self._since: float | None = None
+
+    def begin_anew(self) -> None:
+        """Forget what was measured, and what the thread did since the loop stopped: drawing a case, for instance."""
+        self.held_s = 0.0
+        self._since = None
 
     def turn_begins(self) -> None:
         """The loop has what it waited for."""
@@ -82,15 +87,15 @@ def close(loop: asyncio.AbstractEventLoop) -> None:
 
 
 @contextmanager
-def bounded(what: str, held_s: float = HELD_S) -> Iterator[Meter]:
+def bounded(what: str) -> Iterator[Meter]:
     """Fail with `TooCostly` when what is done inside holds the thread or a metered loop too long, or grows too much."""
     meter, peak = Meter(), _peak_bytes()
     started = time.thread_time()
     yield meter
     taken = meter.held_s or time.thread_time() - started
     grown = _peak_bytes() - peak
-    if taken > held_s:
-        raise TooCostly(f"{what} held its thread for {taken:.2f} s of CPU time, {held_s} s are allowed")
+    if taken > HELD_S:
+        raise TooCostly(f"{what} held its thread for {taken:.2f} s of CPU time, {HELD_S} s are allowed")
     if grown > GROWTH_BYTES:
         raise TooCostly(f"{what} took {grown // MIB} MiB of memory, {GROWTH_BYTES // MIB} are allowed")
 

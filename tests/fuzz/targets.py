@@ -178,7 +178,7 @@ class Bodies(Target):
 
     def check(self, case: Any) -> None:
         wire, media_type, headers, query, given, restore_every = case
-        self._loop.meter.held_s = 0.0
+        self._loop.meter.begin_anew()
         with bounded("a turn of the gateway's loop") as meter:
             record = self._loop.run_until_complete(self._post(wire.raw, media_type, headers, query))
             meter.held_s = self._loop.meter.held_s
@@ -213,14 +213,14 @@ class Reader:
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something else done on the gateway's loop."""
-        self._loop.meter.held_s = 0.0
+        self._loop.meter.begin_anew()
         with bounded("a turn of the gateway's loop") as meter:
             self._loop.run_until_complete(work)
             meter.held_s = self._loop.meter.held_s
 
     def read(self, body: bytes, media_type: str = "application/json") -> Submission | None:
         """Return the submission, or None when it is refused."""
-        self._loop.meter.held_s = 0.0
+        self._loop.meter.begin_anew()
         with bounded("a turn of the gateway's loop") as meter:
             try:
                 return self._loop.run_until_complete(self._reader.submission(body, media_type))

@@ -14,6 +14,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="the mutants to try; all when none is named")
     named = parser.parse_args().names
+    if unknown := set(named) - {mutant.name for mutant in MUTANTS}:
+        parser.error(f"there is no mutant {', '.join(sorted(unknown))}")
     chosen = [mutant for mutant in MUTANTS if not named or mutant.name in named]
     missed = []
     with tempfile.TemporaryDirectory(prefix="anabranch-mutants-") as folder:

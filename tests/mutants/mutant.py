@@ -28,7 +28,7 @@ class Mutant:
         """Return the mutated source. Raises `ValueError` unless what it replaces stands there once."""
         count = source.count(self.old)
         if count != 1:
-            raise ValueError(f"{self.name}: {self.old!r} stands {count} times in {self.file}, has to once")
+            raise ValueError(f"{self.name}: {self.old!r} stands {count} times in {self.file}, not once")
         return source.replace(self.old, self.new)
 
 

@@ -153,7 +153,7 @@ async def test_checkpoints_of_one_transactional_id_fence_the_predecessor(setting
     old, new = (new_producer(settings, transactional_id=f"{settings.topic_prefix}-0") for _ in range(2))
     await old.start()
     await old.begin_transaction()
-    await old.send(settings.topics.state, b"old", key=b"k", partition=0)
+    await old.send_and_wait(settings.topics.state, b"old", key=b"k", partition=0)
     await new.start()
     async with new.transaction():
         await new.send(settings.topics.state, b"new", key=b"k", partition=0)

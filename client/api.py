@@ -7,6 +7,7 @@ async with AnabranchClient("http://127.0.0.1:8080") as client:
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -52,6 +53,7 @@ class AnabranchClient:
     """
 
     def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None) -> None:
+        api_key = api_key or os.environ.get("ANABRANCH_API_KEY")
         self.base_url = base_url.rstrip("/")
         self._headers = {"X-API-Key": api_key} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
@@ -175,11 +177,12 @@ class AnabranchClient:
                 self.base_url + path,
                 params={"wait": format_duration(wait)} if wait else None,
                 data=body,
+                allow_redirects=False,  # the key is for this gateway alone
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=_ANSWER_WITHIN_S + (wait or 0.0)),
             ) as response:
                 reply = _Reply(response.status, await response.read())
-                if response.status >= 400:
+                if response.status >= 300:
                     raise _problem(reply, response)
                 return reply
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:

@@ -12,7 +12,9 @@ from anabranch.client import commands
 from anabranch.client.api import DEFAULT_URL
 from anabranch.client.model import GatewayUnreachableError, ProblemError
 from anabranch.client.pipeline_file import InputError, PipelineFile, read_inputs, read_pipeline, unreadable
+from anabranch.shared.contracts.api_keys import Scope
 from anabranch.shared.contracts.source import SourceError
+from anabranch.shared.runtime.settings import Settings
 
 _FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
@@ -93,6 +95,42 @@ def validate(file: str, url: str) -> None:
     Without a gateway the pipeline is checked here, except for its step types. Exit code: 0 valid, 2 not.
     """
     _end_with(commands.validate(url, _read(file)))
+
+
+@main.group()
+def keys() -> None:
+    """Make, list and revoke API keys, in Kafka itself (KAFKA_BOOTSTRAP_SERVERS): for operators."""
+
+
+@keys.command()
+@click.option("--tenant", required=True, help="Whose runs the key submits and reads.")
+@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice([each.value for each in Scope]))
+@click.option("--name", default="", help="What it is for.")
+@click.option("--expires-days", "days", type=click.IntRange(1, 36_500), help="Never, unless given.")
+def create(tenant: str, scopes: tuple[str, ...], name: str, days: int | None) -> None:
+    """Make a key and print it, this once."""
+    if not tenant:
+        raise click.UsageError("--tenant is empty")
+    from anabranch.client import keys as of_keys  # noqa: PLC0415 - loads a Kafka client, for these commands alone
+
+    _end_with(of_keys.create(Settings(), tenant=tenant, scopes=scopes, name=name, days=days))
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Show every key: its id, tenant, scopes and expiry, never the key itself."""
+    from anabranch.client import keys as of_keys  # noqa: PLC0415 - as above
+
+    _end_with(of_keys.show(Settings()))
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+def revoke(key_id: str) -> None:
+    """Make the key ID stop working, on every gateway, within seconds."""
+    from anabranch.client import keys as of_keys  # noqa: PLC0415 - as above
+
+    _end_with(of_keys.revoke(Settings(), key_id))
 
 
 def _read(path: str) -> PipelineFile:

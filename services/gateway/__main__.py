@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from anabranch.services.gateway.api_keys import ApiKeyReader, ApiKeys
 from anabranch.services.gateway.app import create_app
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
@@ -15,7 +16,7 @@ from anabranch.services.gateway.reads import AcceptedRuns, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.step_types import CommandTopicWatch, StepTypeReader, StepTypes
 from anabranch.services.gateway.waiting import ChannelListener, Watches
-from anabranch.shared.contracts.topics import DEFINITIONS, STEP_TYPES
+from anabranch.shared.contracts.topics import API_KEYS, DEFINITIONS, STEP_TYPES
 from anabranch.shared.runtime.clients import new_admin
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
@@ -37,13 +38,16 @@ class Gateway:
         self._step_types = StepTypes()
         self._pressure = Pressure(self._outbox, settings, metrics)
         self._watches = Watches(settings.max_waiters, metrics, max_of_client=settings.max_waiters_of_client)
-        keys, accepted = RedisKeys(settings.topic_prefix), AcceptedRuns(settings.default_tenant)
+        keys, accepted = RedisKeys(settings.topic_prefix), AcceptedRuns()
         reads = RunReads(self._redis, keys, accepted, metrics)
         self._listener = ChannelListener(self._redis, keys, self._watches, metrics=metrics, log=service.log)
         self._announcements = new_consumer(settings)
         self._type_reader = StepTypeReader(
             self._announcements, settings.topics.step_types, self._step_types, metrics=metrics, log=service.log
         )
+        self._api_keys = ApiKeys()
+        self._key_records = new_consumer(settings)
+        self._key_reader = ApiKeyReader(self._key_records, settings.topics.api_keys, self._api_keys, service.log)
         self._topics_admin = new_admin(settings)
         self._topic_watch = CommandTopicWatch(self._topics_admin, settings.topics, self._step_types, service.log)
         self._offsets = new_consumer(settings)
@@ -59,7 +63,10 @@ class Gateway:
             reads=reads,
             watches=self._watches,
             rate_limits=RateLimits(SharedCounts(self._redis), keys, settings, metrics),
+            api_keys=self._api_keys,
         )
+        _say_who_is_let_in(service)
+        service.ready_when("API keys", lambda: self._api_keys.complete or "still being read")
         service.ready_when("step types", lambda: self._step_types.complete or "still being read")
         service.ready_when("inbox", lambda: self._pressure.inbox_exists or "not created by the orchestrator yet")
 
@@ -68,11 +75,12 @@ class Gateway:
         await self._service.unless_stopping(wait_for_kafka(self._settings, Deadline.after(_KAFKA_WITHIN_S)))
         await ensure_topics(
             self._settings,
-            [(STEP_TYPES, self._settings.topics.step_types), (DEFINITIONS, self._settings.topics.definitions)],
+            [(topic, topic.name(self._settings.topic_prefix)) for topic in (STEP_TYPES, DEFINITIONS, API_KEYS)],
         )
         try:
             await self._outbox.start()
             await self._announcements.start()
+            await self._key_records.start()
             await self._offsets.start()
             await self._admin.start()
             await self._topics_admin.start()
@@ -88,6 +96,7 @@ class Gateway:
 
             running = [
                 start(self._type_reader.follow(), "read step types"),
+                start(self._key_reader.follow(), "read API keys"),
                 start(self._topic_watch.watch(), "watch command topics"),
                 start(self._lag.watch(), "watch the inbox's lag"),
                 start(self._listener.listen(), "listen to run channels"),
@@ -101,11 +110,19 @@ class Gateway:
 
     async def _close(self) -> None:
         await self._announcements.stop()
+        await self._key_records.stop()
         await self._offsets.stop()
         await self._admin.close()
         await self._topics_admin.close()
         await self._redis.aclose()
         await self._outbox.stop(self._service.deadline)
+
+
+def _say_who_is_let_in(service: Service[GatewaySettings]) -> None:
+    if service.settings.auth == "keys":
+        service.log.info("authentication is on: API keys", auth="keys")
+    else:
+        service.log.warning("authentication is off: everybody who reaches this may do all", auth=service.settings.auth)
 
 
 async def _until_failed(outbox: Outbox) -> None:

@@ -6,6 +6,8 @@ from structlog.typing import FilteringBoundLogger
 from anabranch.services.gateway import keys
 from anabranch.services.gateway.addresses import Addresses, counted_address, networks_of
 from anabranch.services.gateway.answering import problems, refusal
+from anabranch.services.gateway.api_keys import ApiKeys
+from anabranch.services.gateway.authentication import authentication
 from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.crowd import limits
 from anabranch.services.gateway.headers import add_headers
@@ -38,6 +40,7 @@ def create_app(
     reads: RunReads,
     watches: Watches,
     rate_limits: RateLimits,
+    api_keys: ApiKeys,
 ) -> web.Application:
     """Return the application; nothing in it starts or stops anything."""
     addresses = Addresses(networks_of(settings.trusted_proxies))
@@ -47,6 +50,7 @@ def create_app(
         problems(),
         origin(origins_of(settings.cors_origins)),
         limits(settings.max_requests, settings.max_requests_of_client, metrics),
+        authentication(api_keys if settings.auth == "keys" else None, settings.default_tenant),
         rate_limit(rate_limits, metrics),
     ]
     app = web.Application(middlewares=around, client_max_size=MAX_BODY_BYTES)

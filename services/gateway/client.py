@@ -11,5 +11,6 @@ def client_of(request: web.Request) -> str:
 
 
 def tenant_of(request: web.Request) -> str:
-    """Return whom a request's runs belong to."""
-    return request.app[keys.SETTINGS].default_tenant
+    """Return whom a request's runs belong to; nothing while that is not known."""
+    principal = request.get(keys.PRINCIPAL)
+    return principal.tenant if principal is not None else ""

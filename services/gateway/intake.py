@@ -44,6 +44,7 @@ class Request:
 
     run_id: str
     submission: Submission
+    tenant: str
     key: str | None = None
     trace_id: str = ""
 
@@ -136,7 +137,7 @@ class Intake:
         trace_id = trace_id_or(request.trace_id, run_id)
         message = SubmitRun(
             run_id=run_id,
-            tenant=self._settings.default_tenant,
+            tenant=request.tenant,
             definition=submission.definition.canonical,
             inputs=submission.inputs,
             labels=submission.labels,
@@ -159,7 +160,8 @@ class Intake:
         except (AppendFailed, TimeoutError) as error:
             self._metrics.append_unknown()
             raise _unknown(request) from error
-        self._accepted.remember(run_id, submission, where.timestamp if where.timestamp > 0 else now_ms)
+        at_ms = where.timestamp if where.timestamp > 0 else now_ms
+        self._accepted.remember(run_id, submission, request.tenant, at_ms)
         self._metrics.run_accepted()
 
 

@@ -9,6 +9,7 @@ from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import Pressure
+from anabranch.services.gateway.principal import Principal
 from anabranch.services.gateway.reads import RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.step_types import StepTypes
@@ -29,5 +30,6 @@ WATCHES: Final = web.AppKey("watches", Watches)
 # Of one request.
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 CLIENT: Final = web.RequestKey("client", str)  # whom it is counted for
+PRINCIPAL: Final = web.RequestKey("principal", Principal)
 HEADERS: Final = web.RequestKey("headers", dict[str, str])  # of its answer, whatever the answer is
 RUN_ID: Final = web.RequestKey("run_id", str)  # the run it is about, for its line in the log

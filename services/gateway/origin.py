@@ -14,7 +14,9 @@ from anabranch.services.gateway.route_classes import RouteClass, class_of
 
 _ALLOWED: Final = {
     "Access-Control-Allow-Methods": "GET, POST, DELETE",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, X-Request-ID, traceparent",
+    "Access-Control-Allow-Headers": (
+        "Authorization, Content-Type, Idempotency-Key, X-API-Key, X-Request-ID, traceparent"
+    ),
     "Access-Control-Max-Age": "600",
 }
 _EXPOSED: Final = "Location, Retry-After, RateLimit, RateLimit-Policy, X-Request-ID"

@@ -21,6 +21,7 @@ class Kind(Enum):
 
     UNREADABLE = ("unreadable", 400, "The body cannot be read")
     BAD_REQUEST = ("bad-request", 400, "The request is not understood")
+    UNAUTHENTICATED = ("unauthenticated", 401, "Not authenticated")
     FORBIDDEN = ("forbidden", 403, "Not allowed")
     NOT_FOUND = ("not-found", 404, "Not found")
     METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "Method not allowed")

@@ -23,8 +23,8 @@ from anabranch.shared.runtime.snapshots import (
     ACCEPTED,
     BODY_HASH,
     ENDED_STATUSES,
-    SEQ,
     STATUS,
+    TENANT,
     accepted_document,
     document,
     status_of,
@@ -69,31 +69,31 @@ class RunView:
 class AcceptedRuns:
     """The runs that this gateway accepted lately: readable before anybody has taken them up."""
 
-    def __init__(self, tenant: str) -> None:
-        self._tenant = tenant
-        self._runs: BoundedMemory[str, tuple[Submission, int]] = BoundedMemory(
+    def __init__(self) -> None:
+        self._runs: BoundedMemory[str, tuple[Submission, str, int]] = BoundedMemory(
             max_entries=_REMEMBERED, max_weight=_REMEMBERED_BYTES, max_age_s=_REMEMBERED_S, now_s=time.monotonic
         )
 
-    def remember(self, run_id: str, submission: Submission, at_ms: int) -> None:
+    def remember(self, run_id: str, submission: Submission, tenant: str, at_ms: int) -> None:
         """Kafka acknowledged this run at this broker time."""
-        self._runs.put(run_id, (submission, at_ms), weight=submission.weight)
+        self._runs.put(run_id, (submission, tenant, at_ms), weight=submission.weight)
 
-    def knows(self, run_id: str) -> bool:
-        """Return whether this gateway accepted the run lately."""
-        return self._runs.get(run_id) is not None
-
-    def view(self, run_id: str) -> RunView | None:
-        """Return the run as accepted, or None when it is not known here."""
+    def knows(self, run_id: str, tenant: str) -> bool:
+        """Return whether this gateway accepted the tenant's run lately."""
         known = self._runs.get(run_id)
-        if known is None:
+        return known is not None and known[1] == tenant
+
+    def view(self, run_id: str, tenant: str) -> RunView | None:
+        """Return the tenant's run as accepted, or None when it is not known here."""
+        known = self._runs.get(run_id)
+        if known is None or known[1] != tenant:
             return None
-        submission, at_ms = known
+        submission, _, at_ms = known
         definition = submission.definition
         body = accepted_document(
             run_id,
             pipeline=definition.name,
-            tenant=self._tenant,
+            tenant=tenant,
             inputs=submission.inputs,
             labels=submission.labels,
             steps=definition.steps,
@@ -113,20 +113,20 @@ class RunReads:
         self._room = Room(MAX_READING_BYTES)
 
     @asynccontextmanager
-    async def view(self, run_id: str) -> AsyncIterator[RunView | None]:
-        """Yield the run, or None when nobody knows it; a large one has its room as long as the context lasts.
+    async def view(self, run_id: str, tenant: str) -> AsyncIterator[RunView | None]:
+        """Yield the tenant's run, or None when it has none such; a large one keeps its room until the context ends.
 
         Raises `ReadsUnavailable`, and of that `ReadsBusy` when there is no room in time.
         """
-        size = await self._size(run_id) if _RUN_ID.fullmatch(run_id) else None
+        size = await self._size(run_id) if await self._is_of(run_id, tenant) else None
         if size is None:
-            yield self._accepted.view(run_id)
+            yield self._accepted.view(run_id, tenant)
         elif size <= MAX_UNCOUNTED_READING_BYTES:
-            yield await self._projected(run_id)
+            yield await self._projected(run_id, tenant)
         else:
             taken = await self._take_room(_COPIES * size)
             try:
-                view = await self._projected(run_id, is_large=True)
+                view = await self._projected(run_id, tenant, is_large=True)
                 kept = min(taken, len(view.body) if view else 0)
                 self._room.give_back(taken - kept)
                 taken = kept
@@ -134,15 +134,23 @@ class RunReads:
             finally:
                 self._room.give_back(taken)
 
-    async def is_open(self, run_id: str) -> bool:
-        """Return whether the run is known and has not ended. Raises `ReadsUnavailable`."""
+    async def is_open(self, run_id: str, tenant: str) -> bool:
+        """Return whether the tenant's run is known and has not ended. Raises `ReadsUnavailable`."""
         if not _RUN_ID.fullmatch(run_id):
             return False
-        asked = self._redis.hmget(self._keys.run(run_id), [SEQ.decode(), STATUS.decode()])
-        seq, status = await self._ask(cast(Awaitable[list[bytes | None]], asked), "read")
-        if seq is None and status is None:
-            return self._accepted.knows(run_id)
+        asked = self._redis.hmget(self._keys.run(run_id), [TENANT.decode(), STATUS.decode()])
+        owner, status = await self._ask(cast(Awaitable[list[bytes | None]], asked), "read")
+        if owner is None or owner.decode() != tenant:
+            return self._accepted.knows(run_id, tenant)
         return status is None or status.decode() not in ENDED_STATUSES
+
+    async def _is_of(self, run_id: str, tenant: str) -> bool:
+        """Return whether Redis has this run of the tenant's: one look, as long for a foreign run as for none."""
+        if not _RUN_ID.fullmatch(run_id):
+            return False
+        asked = self._redis.hget(self._keys.run(run_id), TENANT.decode())
+        owner = await self._ask(cast(Awaitable[bytes | None], asked), "read")
+        return owner is not None and owner.decode() == tenant
 
     async def _size(self, run_id: str) -> int | None:
         """Return the bytes of all fields as Redis holds them; None when it does not know the run."""
@@ -156,11 +164,11 @@ class RunReads:
         except TimeoutError as error:
             raise ReadsBusy("too many large documents are being read") from error
 
-    async def _projected(self, run_id: str, *, is_large: bool = False) -> RunView | None:
+    async def _projected(self, run_id: str, tenant: str, *, is_large: bool = False) -> RunView | None:
         asked = self._redis.hgetall(self._keys.run(run_id))
         fields = await self._ask(cast(Awaitable[Mapping[bytes, bytes]], asked), "read")
         if not fields:  # it went meanwhile
-            return self._accepted.view(run_id)
+            return self._accepted.view(run_id, tenant)
         return RunView(status_of(fields), document(run_id, fields), is_large)
 
     async def status(self, run_id: str) -> str | None:

@@ -1,9 +1,11 @@
-"""What each route is for: which limit counts for it, and whether another site may not send it."""
+"""What each route is for: which limit counts for it, whether another site may not send it, and the scope it needs."""
 
 from enum import Enum
 from typing import Final
 
 from aiohttp import web
+
+from anabranch.shared.contracts.api_keys import Scope
 
 
 class RouteClass(Enum):
@@ -25,6 +27,14 @@ CLASSES: Final = {
     ("GET", "/metrics"): RouteClass.OPEN,
 }
 
+# By method and path as well. A route that is neither in here nor open is for `admin` alone.
+SCOPES: Final = {
+    ("POST", "/v1/runs"): Scope.SUBMIT,
+    ("GET", "/v1/runs/{id}"): Scope.READ,
+    ("POST", "/v1/pipelines:validate"): Scope.SUBMIT,
+    ("GET", "/v1/step-types"): Scope.READ,
+}
+
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 UNMATCHED: Final = "unmatched"
 
@@ -42,3 +52,12 @@ def class_of(request: web.Request) -> RouteClass:
     if known is None:
         known = RouteClass.READ if method in _SAFE else RouteClass.CHANGE
     return known
+
+
+def scope_of(request: web.Request) -> Scope | None:
+    """Return the scope that a request's route needs; None where there is no route, of which nobody learns more."""
+    route = route_of(request)
+    if route == UNMATCHED:
+        return None
+    method = "GET" if request.method == "HEAD" else request.method
+    return SCOPES.get((method, route), Scope.ADMIN)

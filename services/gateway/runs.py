@@ -32,14 +32,15 @@ async def submit_run(request: web.Request) -> web.StreamResponse:
     settings = app[keys.SETTINGS]
     wait_s = wait_s_of(request, settings.max_wait_s)
     key = idempotency_key_of(request)
+    tenant = tenant_of(request)
     media_type = media_type_of(request)
     app[keys.PRESSURE].refuse_if_high()
     _refuse_before_step_types_are_known(app)
     body = await app[keys.BODIES].read(request)
     submission = await app[keys.READER].submission(body, media_type)
-    run_id = new_run_id() if key is None else run_id_for_key(tenant_of(request), key)
+    run_id = new_run_id() if key is None else run_id_for_key(tenant, key)
     request[keys.RUN_ID] = run_id
-    submitted = Request(run_id, submission, key, trace_id_of(request))
+    submitted = Request(run_id, submission, tenant, key, trace_id_of(request))
     deadline = Deadline.after(wait_s or 0)
     watches = app[keys.WATCHES]
     client = client_of(request)
@@ -54,14 +55,15 @@ async def get_run(request: web.Request) -> web.StreamResponse:
     """`GET /v1/runs/{id}`: the run document; with `?wait=`, when the run has ended or the time is up."""
     app = request.app
     run_id = request.match_info["id"].lower()  # hexadecimal digits may be capitals (RFC 9562 §4)
+    tenant = tenant_of(request)
     wait_s = wait_s_of(request, app[keys.SETTINGS].max_wait_s)
-    if wait_s and await _is_open(app, run_id):
+    if wait_s and await _is_open(app, run_id, tenant):
         client = client_of(request)
         if app[keys.WATCHES].full_for(client):
             raise ProblemError(Kind.TOO_MANY, "Too many requests wait for runs.", retry_after_s=1)
         with app[keys.WATCHES].watching(run_id, client) as watch:
             await until_ended(watch, run_id, app[keys.READS], Deadline.after(wait_s), connected=lambda: _hears(request))
-    async with _view(app, run_id) as view:
+    async with _view(app, run_id, tenant) as view:
         if view is None:
             raise ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
         request[keys.RUN_ID] = run_id
@@ -74,7 +76,7 @@ async def _when_ended(
     reads = request.app[keys.READS]
     await until_ended(watch, run_id, reads, deadline, connected=lambda: _hears(request))
     try:
-        async with reads.view(run_id) as view:
+        async with reads.view(run_id, tenant_of(request)) as view:
             if view is not None:
                 return await _sent(request, view, 200 if view.has_ended else 202, _location(run_id))
     except ReadsUnavailable:
@@ -83,17 +85,17 @@ async def _when_ended(
 
 
 @asynccontextmanager
-async def _view(app: web.Application, run_id: str) -> AsyncIterator[RunView | None]:
+async def _view(app: web.Application, run_id: str, tenant: str) -> AsyncIterator[RunView | None]:
     try:
-        async with app[keys.READS].view(run_id) as view:
+        async with app[keys.READS].view(run_id, tenant) as view:
             yield view
     except ReadsUnavailable as error:
         raise _not_readable(error) from error
 
 
-async def _is_open(app: web.Application, run_id: str) -> bool:
+async def _is_open(app: web.Application, run_id: str, tenant: str) -> bool:
     try:
-        return await app[keys.READS].is_open(run_id)
+        return await app[keys.READS].is_open(run_id, tenant)
     except ReadsUnavailable as error:
         raise _not_readable(error) from error
 

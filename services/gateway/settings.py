@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from anabranch.services.gateway.addresses import networks_of
+from anabranch.services.gateway.addresses import is_loopback, networks_of
 from anabranch.services.gateway.origins import origins_of
 from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
 from anabranch.shared.contracts.messages import RunSettings
@@ -15,7 +15,13 @@ class GatewaySettings(Settings):
     """Settings of `services.gateway`."""
 
     http_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 is any free port.")
-    default_tenant: str = Field("default", min_length=1, description="Whom runs belong to until there are API keys.")
+    default_tenant: str = Field("default", min_length=1, description="Whom runs belong to without authentication.")
+    auth: Literal["loopback", "keys", "off"] = Field(
+        "loopback",
+        description="Who is let in: `keys` asks for API keys; `loopback` asks nobody and starts on a loopback address "
+        "only; `off` asks nobody anywhere, if `ANABRANCH_AUTH_OFF_IS_MEANT` says so too.",
+    )
+    auth_off_is_meant: bool = Field(False, description="Says a second time that nobody is asked who he is.")
     idempotency_keep_s: int = Field(
         24 * 3600, ge=1, description="Seconds after a run's end for which its Idempotency-Key is promised."
     )
@@ -79,6 +85,16 @@ class GatewaySettings(Settings):
     def _lists_can_be_read(self) -> Self:
         networks_of(self.trusted_proxies)
         origins_of(self.cors_origins)
+        return self
+
+    @model_validator(mode="after")
+    def _strangers_are_asked(self) -> Self:
+        told_twice = self.auth == "off" and self.auth_off_is_meant
+        if self.auth != "keys" and not told_twice and not is_loopback(self.http_host):
+            raise ValueError(
+                f"on {self.http_host!r} anybody could run pipelines: set ANABRANCH_AUTH=keys, listen on 127.0.0.1, or "
+                "say it twice: ANABRANCH_AUTH=off and ANABRANCH_AUTH_OFF_IS_MEANT=true"
+            )
         return self
 
     @property

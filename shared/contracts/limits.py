@@ -101,3 +101,6 @@ DEFAULT_STEP_TIMEOUT_S: Final = 300.0
 # How much of a run is in flight.
 DEFAULT_WINDOW: Final = 256  # steps of one run dispatched and not finished; results release the next
 STEPS_PER_TURN: Final = 256  # steps one decision may settle; a larger expansion goes on by a Continue record
+
+MAX_API_KEYS: Final = 100_000
+"""API keys that a gateway knows at once: some 60 MB of memory."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from anabranch.shared.contracts.api_keys import Scope
 from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
 
@@ -342,6 +343,20 @@ class StepTypeAnnounced(Message):
     output_schema: dict[str, Any]
 
 
+class ApiKeyIssued(Message):
+    """An API key as it is from now on: its hash, never the key. Once revoked it does not work again."""
+
+    type: Literal["ApiKeyIssued"] = "ApiKeyIssued"
+    id: str
+    hash: str
+    tenant: str = Field(min_length=1)
+    scopes: tuple[Scope, ...]
+    name: str = ""
+    created_at: str
+    expires_at: str | None = None
+    revoked_at: str | None = None
+
+
 class PipelineDefined(Message):
     """A revision of a named pipeline."""
 
@@ -375,4 +390,5 @@ CONTROL: Final[TypeAdapter[CancelStep]] = TypeAdapter(CancelStep)
 RUN_EVENTS: Final[TypeAdapter[RunEventMessage]] = TypeAdapter(RunEventMessage)
 STEP_TYPES: Final[TypeAdapter[StepTypeAnnounced]] = TypeAdapter(StepTypeAnnounced)
 DEFINITIONS: Final[TypeAdapter[PipelineDefined]] = TypeAdapter(PipelineDefined)
+API_KEYS: Final[TypeAdapter[ApiKeyIssued]] = TypeAdapter(ApiKeyIssued)
 DEAD_LETTERS: Final[TypeAdapter[DeadLetter]] = TypeAdapter(DeadLetter)

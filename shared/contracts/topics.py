@@ -91,6 +91,10 @@ STEP_TYPES: Final = Topic(
     "step-types", "type", Partitions.ONE, Cleanup.COMPACT, m.STEP_TYPES,
     written_by=("steps",), read_by=("gateway",), owner="gateway",
 )  # fmt: skip
+API_KEYS: Final = Topic(
+    "api-keys", "key id", Partitions.ONE, Cleanup.COMPACT, m.API_KEYS,
+    written_by=("operators",), read_by=("gateway",), owner="gateway",
+)  # fmt: skip
 CONTROL: Final = Topic(
     "control", "run_id", Partitions.ONE, Cleanup.DELETE, m.CONTROL,
     written_by=("orchestrator",), read_by=("steps",), owner="orchestrator",
@@ -103,7 +107,7 @@ DEAD_LETTERS: Final = Topic(
     written_by=("any consumer",), read_by=("operators",), owner="orchestrator",
 )  # fmt: skip
 
-TOPICS: Final = (INBOX, STEPS, STATE, RUN_EVENTS, DEFINITIONS, STEP_TYPES, CONTROL, DEAD_LETTERS)
+TOPICS: Final = (INBOX, STEPS, STATE, RUN_EVENTS, DEFINITIONS, STEP_TYPES, API_KEYS, CONTROL, DEAD_LETTERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,11 @@ class TopicNames:
     def step_types(self) -> str:
         """What step services announce."""
         return STEP_TYPES.name(self.prefix)
+
+    @property
+    def api_keys(self) -> str:
+        """Who may do what."""
+        return API_KEYS.name(self.prefix)
 
     @property
     def control(self) -> str:

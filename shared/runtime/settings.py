@@ -20,7 +20,7 @@ _UNPREFIXED = {
 }
 
 # Not of every service: read by the local stack, and by some step services of a whole installation that is told it.
-_OTHERS = frozenset({"ANABRANCH_HOME", "ANABRANCH_HTTP_ALLOW"})
+_OTHERS = frozenset({"ANABRANCH_API_KEY", "ANABRANCH_HOME", "ANABRANCH_HTTP_ALLOW"})
 
 
 def environment_names(field: str) -> tuple[str, ...]:

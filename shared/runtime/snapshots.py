@@ -1,12 +1,13 @@
 """A run's snapshot in Redis: one hash per run, one field per fact, and the run document that is made of them.
 
 History writes it field by field, so that an event costs the same in a run of 5 steps and of 5,000; the gateway puts the
-document together when somebody reads it. Every field but `seq`, `status` and `body_hash` is JSON.
+document together when somebody reads it. Every field but `seq`, `status`, `tenant` and `body_hash` is JSON.
 
 | field | written by | holds |
 |---|---|---|
 | `seq` | every event | the last event that is in the snapshot |
 | `status` | `RunStarted`, `RunEnded` | the run's status |
+| `tenant` | `RunStarted` | whose run it is: nobody else may read it |
 | `body_hash` | `RunStarted` | hash of the submission's body |
 | `run` | `RunStarted` | what does not change: pipeline, inputs, labels, which steps there are |
 | `end` | `RunEnded` | outputs, error, times |
@@ -31,6 +32,7 @@ from anabranch.shared.contracts.messages import (
 SEQ: Final = b"seq"
 STATUS: Final = b"status"
 BODY_HASH: Final = b"body_hash"
+TENANT: Final = b"tenant"
 RUN: Final = b"run"
 END: Final = b"end"
 STEP_PREFIX: Final = b"step:"
@@ -101,7 +103,12 @@ def _started_run(event: RunStarted) -> Fields:
         "started_at": event.at,
         "steps": event.steps,
     }
-    return {RUN: _json(header), STATUS: RUNNING.encode(), BODY_HASH: event.body_hash.encode()}
+    return {
+        RUN: _json(header),
+        STATUS: RUNNING.encode(),
+        TENANT: event.tenant.encode(),
+        BODY_HASH: event.body_hash.encode(),
+    }
 
 
 def _ended_run(event: RunEnded) -> Fields:

@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.stdlib import get_logger
 
 from anabranch.services.gateway import keys as app_keys
+from anabranch.services.gateway.api_keys import ApiKeys
 from anabranch.services.gateway.app import create_app
 from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.intake import Intake
@@ -148,6 +149,7 @@ class Bench:
     keys: RedisKeys
     watches: Watches
     bodies: Bodies
+    api_keys: ApiKeys
     pressure: Pressure
     step_types: StepTypes
     registry: CollectorRegistry
@@ -190,22 +192,25 @@ async def a_gateway(redis: FakeRedis | None = None, **overrides: Any) -> AsyncIt
     for name in ("simulate", "http"):
         step_types.announce(announced(name))
     step_types.complete = True
+    api_keys = ApiKeys()
+    api_keys.complete = True
     log, redis, keys = FakeLog(), redis or FakeRedis(), RedisKeys("pipelines")
     pressure = Pressure(log, settings, metrics)
     pressure.measured(0)
-    accepted = AcceptedRuns("default")
+    accepted = AcceptedRuns()
     reads = RunReads(redis, keys, accepted, metrics)  # type: ignore[arg-type]
     watches = Watches(settings.max_waiters, metrics, max_of_client=settings.max_waiters_of_client)
     app = create_app(
         settings=settings, log=get_logger(), metrics=metrics, step_types=step_types, pressure=pressure,
         intake=Intake(log, reads, accepted, settings, metrics, now_s=time.time), reads=reads, watches=watches,
         rate_limits=RateLimits(FakeCounts(redis), keys, settings, metrics),
+        api_keys=api_keys,
     )  # fmt: skip
     add_ops_routes(app, Readiness(), registry)
     async with TestClient(_Server(app)) as client:
         yield Bench(
             client, log=log, redis=redis, keys=keys, watches=watches, pressure=pressure, step_types=step_types,
-            registry=registry, settings=settings, bodies=app[app_keys.BODIES],
+            registry=registry, settings=settings, bodies=app[app_keys.BODIES], api_keys=api_keys,
         )  # fmt: skip
 
 

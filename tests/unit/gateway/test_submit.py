@@ -119,7 +119,11 @@ async def test_a_projected_run_answers_its_key_without_a_record(gateway: Bench) 
     run_id = run_id_for_key("default", "order-1")
     await gateway.submit(headers=KEY)
     body_hash = gateway.redis.strings.pop(gateway.keys.idempotency(run_id))
-    gateway.redis.hashes[gateway.keys.run(run_id)] = {b"body_hash": body_hash, STATUS: b"succeeded"}
+    gateway.redis.hashes[gateway.keys.run(run_id)] = {
+        b"tenant": b"default",
+        b"body_hash": body_hash,
+        STATUS: b"succeeded",
+    }
     async with a_gateway(gateway.redis) as other:
         response = await other.submit(headers=KEY)
         assert (response.status, await response.json()) == (200, {"id": run_id, "status": "succeeded"})
@@ -198,7 +202,7 @@ async def test_nothing_is_refused_for_a_type_that_is_not_yet_read(gateway: Bench
 
 def project_run(gateway: Bench, run_id: str, status: str) -> None:
     header = {"pipeline": "diamond", "tenant": "default", "inputs": {}, "labels": {}, "steps": {"a": "simulate"}}
-    gateway.redis.hashes[gateway.keys.run(run_id)] = {
+    gateway.redis.hashes[gateway.keys.run(run_id)] = {b"tenant": b"default",
         RUN: orjson.dumps(header), STATUS: status.encode(), END: orjson.dumps({"outputs": {"x": 1}})
     }  # fmt: skip
 

@@ -1,0 +1,121 @@
+"""What `anabranch keys` does: an operator's command, which reads and writes Kafka itself."""
+
+import secrets
+import time
+
+from aiokafka import TopicPartition
+
+from anabranch.client.commands import FAILED, OK, put, say
+from anabranch.shared.contracts.api_keys import ID_BYTES, SECRET_BYTES, Scope, api_key, hash_of
+from anabranch.shared.contracts.messages import API_KEYS, ApiKeyIssued
+from anabranch.shared.contracts.times import rfc3339
+from anabranch.shared.contracts.topics import API_KEYS as TOPIC
+from anabranch.shared.runtime.clients import new_consumer, new_producer, wait_for_kafka
+from anabranch.shared.runtime.deadline import Deadline
+from anabranch.shared.runtime.errors import KafkaUnreachable
+from anabranch.shared.runtime.kafka import ensure_topics
+from anabranch.shared.runtime.settings import Settings
+
+
+async def create(settings: Settings, *, tenant: str, scopes: tuple[str, ...], name: str, days: int | None) -> int:
+    """Make a key and print it: this once, since only its hash is kept."""
+    text, issued = new_key(tenant=tenant, scopes=scopes, name=name, days=days, now_ms=time.time_ns() // 1_000_000)
+    if not await _reaches(settings):
+        return FAILED
+    await write(settings, issued)
+    say(f"key {issued.id} of tenant {tenant}; it is shown this once:")
+    put(text)
+    return OK
+
+
+async def show(settings: Settings) -> int:
+    """Print every key: never the key itself."""
+    if not await _reaches(settings):
+        return FAILED
+    for issued in (await read(settings)).values():
+        state = f"revoked {issued.revoked_at}" if issued.revoked_at else f"expires {issued.expires_at or 'never'}"
+        scopes = ",".join(issued.scopes)
+        put(f"{issued.id}  {issued.tenant}  {scopes}  created {issued.created_at}  {state}  {issued.name}")
+    return OK
+
+
+async def revoke(settings: Settings, key_id: str) -> int:
+    """Make a key stop working, on every gateway."""
+    if not await _reaches(settings):
+        return FAILED
+    issued = (await read(settings)).get(key_id)
+    if issued is None:
+        say(f"there is no key {key_id}")
+        return FAILED
+    now = rfc3339(time.time_ns() // 1_000_000)
+    await write(settings, issued.model_copy(update={"revoked_at": issued.revoked_at or now}))
+    say(f"key {key_id} is revoked")
+    return OK
+
+
+def new_key(
+    *, tenant: str, scopes: tuple[str, ...], name: str, days: int | None, now_ms: int
+) -> tuple[str, ApiKeyIssued]:
+    """Return a new key and what is kept of it."""
+    key_id = secrets.token_hex(ID_BYTES)
+    text = api_key(key_id, secrets.token_hex(SECRET_BYTES))
+    return text, ApiKeyIssued(
+        id=key_id,
+        hash=hash_of(text),
+        tenant=tenant,
+        scopes=tuple(Scope(scope) for scope in scopes),
+        name=name,
+        created_at=rfc3339(now_ms),
+        expires_at=None if days is None else rfc3339(now_ms + days * 86_400_000),
+    )
+
+
+async def write(settings: Settings, issued: ApiKeyIssued) -> None:
+    """Append the key's record; it is acknowledged when this returns."""
+    producer = new_producer(settings)
+    await producer.start()
+    try:
+        await producer.send_and_wait(
+            settings.topics.api_keys, API_KEYS.dump_json(issued), key=issued.id.encode(), partition=0
+        )
+    finally:
+        await producer.stop()
+
+
+async def read(settings: Settings) -> dict[str, ApiKeyIssued]:
+    """Return every key by its id, the oldest first."""
+    partition = TopicPartition(settings.topics.api_keys, 0)
+    consumer = new_consumer(settings)
+    await consumer.start()
+    found: dict[str, ApiKeyIssued] = {}
+    try:
+        consumer.assign([partition])
+        await consumer.seek_to_beginning(partition)
+        end = (await consumer.end_offsets([partition]))[partition]
+        while await consumer.position(partition) < end:
+            for record in (await consumer.getmany(timeout_ms=200)).get(partition, []):
+                _take(found, (record.key or b"").decode(errors="replace"), record.value)
+    finally:
+        await consumer.stop()
+    return found
+
+
+def _take(found: dict[str, ApiKeyIssued], key_id: str, value: bytes | None) -> None:
+    if value is None:
+        found.pop(key_id, None)
+        return
+    try:
+        found[key_id] = API_KEYS.validate_json(value)
+    except ValueError:
+        found.pop(key_id, None)
+        say(f"the record of key {key_id} cannot be read: it does not work")
+
+
+async def _reaches(settings: Settings) -> bool:
+    try:
+        await wait_for_kafka(settings, Deadline.after(10.0))
+    except KafkaUnreachable as error:
+        say(str(error))
+        return False
+    await ensure_topics(settings, [(TOPIC, settings.topics.api_keys)])
+    return True

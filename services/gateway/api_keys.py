@@ -1,0 +1,98 @@
+"""Which API keys there are: followed in Kafka, so that neither Redis nor SQL is needed to authenticate."""
+
+import hmac
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from pydantic import ValidationError
+from structlog.typing import FilteringBoundLogger
+
+from anabranch.services.gateway.principal import Principal
+from anabranch.services.gateway.step_types import Record
+from anabranch.shared.contracts.api_keys import Scope, hash_of, key_id_of
+from anabranch.shared.contracts.limits import MAX_API_KEYS
+from anabranch.shared.contracts.messages import API_KEYS, ApiKeyIssued
+
+_TAKE_MS: Final = 1000
+_NO_HASH: Final = "0" * 64  # compared with when there is no such key: the answer takes as long
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    hash: str
+    expires_s: float
+    principal: Principal
+
+
+class ApiKeys:
+    """The keys that work, by id."""
+
+    def __init__(self, now_s: Callable[[], float] = time.time) -> None:
+        self.complete = False  # everything written before this process started was read
+        self._known: dict[str, _Known] = {}
+        self._now_s = now_s
+
+    def principal(self, text: str) -> Principal | None:
+        """Return whose key this is, or None when it does not work, for whatever reason."""
+        key_id = key_id_of(text)
+        known = self._known.get(key_id) if key_id is not None else None
+        matches = hmac.compare_digest(hash_of(text), _NO_HASH if known is None else known.hash)
+        if known is None or not matches or known.expires_s <= self._now_s():
+            return None
+        return known.principal
+
+    def take(self, key: bytes, value: bytes | None) -> None:
+        """Apply one record. Raises `ValueError` for one that cannot be read: its key does not work any more."""
+        key_id = key.decode(errors="replace")
+        self._known.pop(key_id, None)
+        if value is None:
+            return
+        issued = API_KEYS.validate_json(value)
+        if issued.id != key_id:
+            raise ValueError("the record's key is not the id in it")
+        if issued.revoked_at is not None:
+            return
+        if len(self._known) >= MAX_API_KEYS:
+            raise ValueError(f"there are {MAX_API_KEYS} keys already")
+        self._known[key_id] = _known(issued)
+
+
+def _known(issued: ApiKeyIssued) -> _Known:
+    expires_s = float("inf") if issued.expires_at is None else datetime.fromisoformat(issued.expires_at).timestamp()
+    scopes = frozenset(Scope(scope) for scope in issued.scopes)
+    return _Known(issued.hash, expires_s, Principal(issued.tenant, scopes, f"key:{issued.id}"))
+
+
+class ApiKeyReader:
+    """Follows the topic of API keys, without a group and from its beginning."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, topic: str, api_keys: ApiKeys, log: FilteringBoundLogger) -> None:
+        self._consumer = consumer
+        self._partition = TopicPartition(topic, 0)
+        self._api_keys = api_keys
+        self._log = log
+
+    async def follow(self) -> None:
+        """Read for ever."""
+        self._consumer.assign([self._partition])
+        await self._consumer.seek_to_beginning(self._partition)
+        end = (await self._consumer.end_offsets([self._partition]))[self._partition]
+        while True:
+            if not self._api_keys.complete:
+                self._api_keys.complete = await self._consumer.position(self._partition) >= end
+            batches: dict[Any, list[Record]] = await self._consumer.getmany(timeout_ms=_TAKE_MS)
+            for records in batches.values():
+                for record in records:
+                    self.take(record)
+
+    def take(self, record: Record) -> None:
+        """Apply one record of the topic."""
+        try:
+            self._api_keys.take(record.key or b"", record.value)
+        except (ValidationError, ValueError):  # without its text: it may quote the record
+            key_id = (record.key or b"")[:80].decode(errors="replace")
+            self._log.error("a record of an API key cannot be read: the key does not work", key=key_id)

@@ -1,0 +1,38 @@
+"""Part 3: a tenant's runs are nobody else's, and nobody else learns that there are any."""
+
+from anabranch.shared.contracts.ids import new_run_id, run_id_for_key
+from tests.security.test_api_keys import a_key
+from tests.unit.gateway.fakes import a_gateway, problem
+
+
+async def test_a_foreign_run_is_answered_like_an_unknown_one() -> None:
+    """In words and in what Redis is asked; waiting for it too; projected or only accepted."""
+    async with a_gateway(auth="keys") as gateway:
+        ours = {"X-API-Key": a_key(gateway)[0]}
+        theirs = {"X-API-Key": a_key(gateway, tenant="evil")[0]}
+        accepted = (await (await gateway.submit(headers=ours)).json())["id"]
+        projected = new_run_id()
+        gateway.redis.hashes[gateway.keys.run(projected)] = {
+            b"seq": b"1", b"status": b"running", b"tenant": b"acme", b"run": b'{"tenant":"acme","steps":{}}'
+        }  # fmt: skip
+        for query in ("", "?wait=1"):
+            told = set()
+            for run_id in (accepted, projected, new_run_id()):
+                before = gateway.redis.calls
+                answer = await gateway.client.get(f"/v1/runs/{run_id}{query}", headers=theirs)
+                words = (await problem(answer))["detail"].replace(run_id, "ID")
+                told.add((answer.status, words, gateway.redis.calls - before, frozenset(answer.headers)))
+            assert len(told) == 1
+            assert next(iter(told))[0] == 404
+        for run_id in (accepted, projected):
+            assert (await gateway.client.get(f"/v1/runs/{run_id}", headers=ours)).status == 200
+
+
+async def test_one_key_of_two_tenants_is_two_runs() -> None:
+    """Nobody can take another's Idempotency-Key, or learn of it."""
+    async with a_gateway(auth="keys") as gateway:
+        for tenant in ("acme", "evil"):
+            key, _ = a_key(gateway, tenant=tenant)
+            answer = await gateway.submit(headers={"X-API-Key": key, "Idempotency-Key": "k"})
+            assert (answer.status, (await answer.json())["id"]) == (202, run_id_for_key(tenant, "k"))
+        assert [message.tenant for message in gateway.log.submitted] == ["acme", "evil"]

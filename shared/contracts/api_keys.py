@@ -32,5 +32,5 @@ def key_id_of(text: str) -> str | None:
 
 
 def hash_of(text: str) -> str:
-    """Return what is kept of a key instead of it."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return what is kept of a key instead of it; a stranger's text may have halves of surrogate pairs."""
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()

@@ -1,5 +1,6 @@
 """Part 3: who is nobody is let in nowhere, and who may not does not."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -48,6 +49,17 @@ async def test_without_a_key_that_works_every_route_but_the_probes_is_401() -> N
         assert len(said) == 1
         assert gateway.log.records == []
         assert (await gateway.client.get("/healthz")).status == 200
+
+
+@pytest.mark.parametrize("header", [b"X-API-Key: \xff", b"Authorization: Bearer \xff"])
+async def test_a_key_of_odd_bytes_is_401(header: bytes) -> None:
+    """Bytes that are no UTF-8 reach the hash as half surrogate pairs: sent raw, since clients refuse to."""
+    async with a_gateway(auth="keys") as gateway:
+        reader, writer = await asyncio.open_connection(gateway.client.host, gateway.client.port)
+        writer.write(b"GET /v1/step-types HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n")
+        status = await asyncio.wait_for(reader.readline(), 60)
+        writer.close()
+    assert status == b"HTTP/1.1 401 Unauthorized\r\n"
 
 
 @pytest.mark.parametrize("scheme", ["X-API-Key", "Bearer", "bearer"])

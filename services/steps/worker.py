@@ -519,6 +519,7 @@ class Worker(Generic[In, Out]):
         """Leave the attempt to the orchestrator, which gives the step another, if it knows of the lease already."""
         if attempt.is_released:
             self._lately.add(attempt.id, attempt.command.at_ms, self._loop.time())
+            self._remember_result(attempt, b"")  # whoever is served it again has nothing to do
             self._let_go(attempt)
 
     def _release(self, attempt: Attempt) -> None:

@@ -816,6 +816,30 @@ def test_a_repeat_of_what_was_given_back_runs_nowhere_again() -> None:
     assert second.commands.commits == {0: 2}
 
 
+def test_a_repeat_of_what_lapsed_runs_nowhere_again() -> None:
+    """The orchestrator gives the step another attempt, as it does for what was given back."""
+
+    async def main() -> tuple[World, World]:
+        memory, command = FakeMemory(), an_old_command("endless", sleep_s=1000)
+        async with running(a_world(lease_s=10, memory=memory)) as first:
+            first.send(command)
+            await asyncio.sleep(2)
+            first.results.go_mute()  # no renewal is acknowledged from here on
+            await asyncio.sleep(20)
+            await first.crash()
+        await asyncio.sleep(20)
+        async with running(a_world(memory=memory)) as second:
+            second.send(command)
+            await asyncio.sleep(2)
+            await second.crash()
+        return first, second
+
+    first, second = run(main())
+    assert first.witness.started == ["endless"]
+    assert second.witness.started == []
+    assert second.results.appended == []
+
+
 def test_a_crash_says_nothing_on_its_way_out() -> None:
     """Killed is killed: no answer is made up for what was in hand."""
 

@@ -40,7 +40,12 @@ async def gateway(redis: Redis) -> AsyncIterator[Bench]:
 async def a_run(redis: Redis, run_id: str, outputs: int, size: int = MIB) -> None:
     """Write a run that has ended, with so many outputs of a MiB."""
     steps = {f"s{at}": "x" for at in range(outputs)}
-    fields: dict[str, bytes] = {"seq": b"9", "status": b"succeeded", "run": orjson.dumps({"steps": steps})}
+    fields: dict[str, bytes] = {
+        "seq": b"9",
+        "status": b"succeeded",
+        "tenant": b"default",
+        "run": orjson.dumps({"steps": steps}),
+    }
     for at in range(outputs):
         fields[f"step:s{at}"] = orjson.dumps({"output": "x" * size})
     await redis.hset(KEY + run_id, mapping=fields)  # type: ignore[misc]

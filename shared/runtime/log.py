@@ -107,14 +107,21 @@ def _adds(**constants: str) -> Processor:
 
 def _bounded(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Cut what is long and show what cannot be written."""
-    for name in list(event)[_MAX_VALUES:]:
-        del event[name]
+    if len(event) > _MAX_VALUES:
+        for name in list(event)[_MAX_VALUES:]:
+            del event[name]
     for name, value in event.items():
         if isinstance(value, str):
-            event[name] = _cut(value)
+            if not _is_plain(value):
+                event[name] = _cut(value)
         elif not _is_scalar(value):
             event[name] = _bounded_object(value)
     return event
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether `_cut` would change nothing: ids, routes and names are short, ASCII and no URL."""
+    return len(text) <= MAX_VALUE_CHARS and text.isascii() and "://" not in text
 
 
 def _is_scalar(value: Any) -> bool:

@@ -12,7 +12,7 @@ from aiokafka.structs import RecordMetadata
 
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.problems import Kind, ProblemError
-from anabranch.services.gateway.reading import Submission
+from anabranch.services.gateway.reading import Definition, Submission
 from anabranch.services.gateway.reads import AcceptedRuns, KnownKey, ReadsUnavailable, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.shared.contracts.bounded import BoundedMemory
@@ -24,8 +24,13 @@ from anabranch.shared.runtime.errors import AppendFailed, RecordTooLarge
 from anabranch.shared.runtime.snapshots import ACCEPTED
 
 _KEYS_REMEMBERED: Final = 50_000  # some 20 MB
+_DEFINITIONS_HASHED: Final = 2_000  # some 1 MB
 _REDIS_WITHIN_S: Final = 0.5  # the write path needs Kafka only: a slow Redis may not hold it up
 _REDIS_PAUSE_S: Final = 1.0  # after a failure, so that not every submission waits for a Redis that is away
+
+
+# By the hash of its canonical text; nothing here depends on which gateway of the process asks.
+_hashed_definitions: Final[BoundedMemory[str, blake2b]] = BoundedMemory(max_entries=_DEFINITIONS_HASHED)
 
 
 class Log(Protocol):
@@ -170,12 +175,21 @@ def content_hash(submission: Submission) -> str:
 
     Absent inputs count as their defaults, and the author's order of steps, which is kept in the run, does not count.
     """
-    content = {
-        "definition": orjson.loads(submission.definition.canonical),
-        "inputs": submission.inputs,
-        "labels": submission.labels,
-    }
-    return blake2b(orjson.dumps(content, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+    hashed = _definition_hashed(submission.definition).copy()
+    for name, part in (("inputs", submission.inputs), ("labels", submission.labels)):
+        hashed.update(b',"%b":%b' % (name.encode(), orjson.dumps(part, option=orjson.OPT_SORT_KEYS)))
+    hashed.update(b"}")
+    return hashed.hexdigest()
+
+
+def _definition_hashed(definition: Definition) -> blake2b:
+    """Return the state of the hash behind a definition, which is the costly part of a body and often comes again."""
+    known = _hashed_definitions.get(definition.content_hash)
+    if known is None:
+        in_order = orjson.dumps(orjson.loads(definition.canonical), option=orjson.OPT_SORT_KEYS)
+        known = blake2b(b'{"definition":' + in_order, digest_size=16)
+        _hashed_definitions.put(definition.content_hash, known)
+    return known
 
 
 def _too_large(size: int) -> ProblemError:

@@ -1,5 +1,6 @@
 import asyncio
 import re
+from hashlib import blake2b
 from typing import Any
 
 import orjson
@@ -335,3 +336,16 @@ async def test_requests_are_counted_by_route(gateway: Bench) -> None:
     await gateway.client.get("/nowhere")
     assert gateway.count("requests_total", route="/v1/runs/{id}", status="404") == 1
     assert gateway.count("requests_total", route="unmatched", status="404") == 1
+
+
+async def test_the_hash_of_a_body_is_the_one_that_redis_has_of_older_gateways(gateway: Bench) -> None:
+    """It is that of one sorted JSON document, whether the definition was hashed before or not."""
+    hashes = {}
+    for n in (1, 2, 1):
+        await gateway.submit(headers={"Idempotency-Key": f"{n}-{len(gateway.log.records)}"}, inputs={"n": n})
+        message = gateway.log.submitted[-1]
+        content = {"definition": DIAMOND, "inputs": message.inputs, "labels": message.labels}
+        whole = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+        assert message.body_hash == blake2b(whole, digest_size=16).hexdigest()
+        hashes[n] = message.body_hash
+    assert hashes[1] != hashes[2]

@@ -87,6 +87,8 @@ class Bodies:
         if (request.content_length or 0) > MAX_BODY_BYTES:
             raise _too_large()
         try:
+            if request.content.is_eof():  # it came with its head: there is nothing to wait for, nor to ask for
+                return await self._received(request, unpacking)
             async with asyncio.timeout(self._timeout_s):
                 await say_continue(request)
                 return await self._received(request, unpacking)

@@ -53,9 +53,10 @@ def request_log(
         request[keys.HEADERS] = {REQUEST_ID: request_id}
         response = await handler(request)
         seconds = time.perf_counter() - began_s
-        metrics.answered(route_of(request), response.status, seconds)
+        route = route_of(request)
+        metrics.answered(route, response.status, seconds)
         if class_of(request) is not RouteClass.OPEN and sample.takes(response.status):
-            _write(log, request, response, seconds)
+            _write(log, request, response, route, seconds)
         return response
 
     return logged
@@ -66,17 +67,20 @@ def request_id_of(given: str | None) -> str:
     return given if given is not None and _SANE.fullmatch(given) else new_run_id()
 
 
-def _write(log: FilteringBoundLogger, request: web.Request, response: web.StreamResponse, seconds: float) -> None:
+def _write(
+    log: FilteringBoundLogger, request: web.Request, response: web.StreamResponse, route: str, seconds: float
+) -> None:
+    run_id = request.get(keys.RUN_ID, "")
     log.info(
         "answered",
         method=request.method[:_METHOD_CHARS],
-        route=route_of(request),
+        route=route,
         status=response.status,
         duration_ms=round(1000 * seconds, 3),
         bytes=response.content_length or 0,
         client=client_of(request),
         tenant=tenant_of(request),
         request_id=request[keys.REQUEST_ID],
-        run_id=request.get(keys.RUN_ID, ""),
-        trace_id=trace_id_of(request) or request.get(keys.RUN_ID, "").replace("-", ""),
+        run_id=run_id,
+        trace_id=trace_id_of(request) or run_id.replace("-", ""),
     )

@@ -17,7 +17,9 @@ def packing() -> Middleware:
     @web.middleware
     async def packed(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
-        if isinstance(response, web.Response) and (response.content_length or 0) >= _WORTH_BYTES:
+        if "Content-Encoding" in response.headers or not isinstance(response, web.Response):
+            return response
+        if (response.content_length or 0) >= _WORTH_BYTES:
             added = request[keys.HEADERS]
             added["Vary"] = ", ".join(filter(None, (added.get("Vary"), "Accept-Encoding")))
             if accepts_gzip(request.headers.getall("Accept-Encoding", ())):

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from anabranch.shared.contracts.durations import DurationError, parse_duration
+from anabranch.shared.contracts.durations import DURATION_PATTERN, DurationError, parse_duration
 from anabranch.shared.contracts.expressions import RetryCondition, compile_retry_condition
 from anabranch.shared.contracts.limits import (
     MAX_DESCRIPTION_BYTES,
@@ -29,6 +29,7 @@ from anabranch.shared.contracts.limits import (
     MAX_NEEDS,
     MAX_NESTING,
     MAX_STEPS,
+    MAX_WAIT_S,
 )
 from anabranch.shared.contracts.nesting import is_text_too_deep
 from anabranch.shared.contracts.retry import Jitter, RetryPolicy
@@ -73,23 +74,25 @@ def _description(value: str) -> str:
     return value
 
 
-_DURATION_SCHEMA: Final = {
-    "anyOf": [
+def _duration_schema(**least: float) -> WithJsonSchema:
+    return WithJsonSchema(
         {
-            "type": "string",
-            "pattern": r"^(\d+(\.\d+)?d)?(\d+(\.\d+)?h)?(\d+(\.\d+)?m)?(\d+(\.\d+)?s)?(\d+(\.\d+)?ms)?$",
-        },
-        {"type": "number", "minimum": 0},
-    ],
-    "description": "Like 500ms, 15m, 1h30m or 2d, or a number of seconds.",
-}
+            "anyOf": [
+                {"type": "string", "pattern": DURATION_PATTERN},
+                {"type": "number", **least, "maximum": MAX_WAIT_S},
+            ],
+            "description": "Like 500ms, 15m, 1h30m or 2d, or a number of seconds.",
+        }
+    )
 
-Duration = Annotated[float, BeforeValidator(_seconds), WithJsonSchema(_DURATION_SCHEMA)]
-Timeout = Annotated[float, BeforeValidator(_seconds_not_zero), WithJsonSchema(_DURATION_SCHEMA)]
+
+Duration = Annotated[float, BeforeValidator(_seconds), _duration_schema(minimum=0)]
+Timeout = Annotated[float, BeforeValidator(_seconds_not_zero), _duration_schema(exclusiveMinimum=0)]
 ConditionText = Annotated[
     Any, BeforeValidator(_condition), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "boolean"}]})
 ]
-Items = Annotated[Any, BeforeValidator(_items), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
+_ITEMS_SCHEMA: Final = {"anyOf": [{"type": "string", "pattern": r"\$\{\{"}, {"type": "array"}]}
+Items = Annotated[Any, BeforeValidator(_items), WithJsonSchema(_ITEMS_SCHEMA)]
 PipelineName = Annotated[str, StringConstraints(pattern=PIPELINE_NAME)]
 StepName = Annotated[str, StringConstraints(pattern=STEP_NAME)]
 FieldName = Annotated[str, StringConstraints(pattern=FIELD_NAME)]
@@ -131,8 +134,8 @@ class RetrySpec(_Model):
 class CacheSpec(_Model):
     """Reuse the output of an equal step."""
 
-    ttl_s: Timeout = Field(alias="ttl")
-    key: str | None = None
+    ttl_s: Timeout = Field(alias="ttl", description="How long an output is reused.")
+    key: str | None = Field(default=None, description="CEL; without it, the step type and its resolved input.")
 
 
 class OnConflict(StrEnum):
@@ -146,18 +149,18 @@ class OnConflict(StrEnum):
 class ConcurrencySpec(_Model):
     """How many runs or steps with the same key may be active at once."""
 
-    key: str
-    limit: int = Field(default=1, ge=1)
-    on_conflict: OnConflict = OnConflict.QUEUE
+    key: str = Field(description="CEL; what has the same key shares the slots.")
+    limit: int = Field(default=1, ge=1, description="Slots.")
+    on_conflict: OnConflict = Field(default=OnConflict.QUEUE, description="What happens to one that finds no slot.")
 
 
 class CompensateSpec(_Model):
     """What undoes a step that succeeded, when its run fails or is cancelled."""
 
-    uses: TypeName
-    with_: JsonValue = Field(default_factory=dict, alias="with")
-    retry: RetrySpec | None = None
-    timeout_s: Timeout | None = Field(default=None, alias="timeout")
+    uses: TypeName = Field(description="The step type.")
+    with_: JsonValue = Field(default_factory=dict, alias="with", description="The input; strings may hold ${{ CEL }}.")
+    retry: RetrySpec | None = Field(default=None, description="How often and when it is tried again.")
+    timeout_s: Timeout | None = Field(default=None, alias="timeout", description="Of one attempt.")
 
 
 class StepSpec(_Model):
@@ -169,43 +172,49 @@ class StepSpec(_Model):
         default=(), max_length=MAX_NEEDS, description="Steps that end before it starts."
     )
     if_: ConditionText = Field(default=None, alias="if", description="CEL; without it, succeeded().")
-    retry: RetrySpec | None = None
+    retry: RetrySpec | None = Field(default=None, description="How often and when it is tried again.")
     timeout_s: Timeout | None = Field(default=None, alias="timeout", description="Of one attempt.")
     continue_on_error: bool = Field(default=False, description="Its failure is not the run's, and its dependents run.")
     total_timeout_s: Timeout | None = Field(default=None, alias="total_timeout", description="Over all attempts.")
     queue_timeout_s: Timeout | None = Field(default=None, alias="queue_timeout", description="Waiting for a worker.")
     for_each: Items = Field(default=None, description="One child per item, with `item` and `index`.")
     max_parallel: int | None = Field(default=None, ge=1, description="Children in flight at once.")
-    cache: CacheSpec | None = None
-    compensate: CompensateSpec | None = None
-    concurrency: ConcurrencySpec | None = None
+    cache: CacheSpec | None = Field(default=None, description="Reuse the output of an equal step.")
+    compensate: CompensateSpec | None = Field(default=None, description="What undoes it when the run fails.")
+    concurrency: ConcurrencySpec | None = Field(default=None, description="How many of its kind run at once.")
 
 
 class DefaultsSpec(_Model):
     """For every step that does not say otherwise."""
 
-    retry: RetrySpec | None = None
-    timeout_s: Timeout | None = Field(default=None, alias="timeout")
+    retry: RetrySpec | None = Field(default=None, description="How often and when a step is tried again.")
+    timeout_s: Timeout | None = Field(default=None, alias="timeout", description="Of one attempt.")
 
 
 class PipelineSpec(_Model):
     """A pipeline: a named graph of steps."""
 
-    name: PipelineName
-    description: Annotated[str, AfterValidator(_description)] = ""
+    name: PipelineName = Field(description="Lower-case letters, digits and dashes.")
+    description: Annotated[
+        str, AfterValidator(_description), WithJsonSchema({"type": "string", "maxLength": MAX_DESCRIPTION_BYTES})
+    ] = Field(default="", description="For people.")
     inputs: dict[FieldName, dict[str, JsonValue]] = Field(
         default_factory=dict, max_length=MAX_INPUTS, description="A JSON Schema per input; `default` makes it optional."
     )
     timeout_s: Timeout | None = Field(
         default=None, alias="timeout", description="Of the whole run; 15m unless the server says otherwise."
     )
-    defaults: DefaultsSpec = DefaultsSpec()
+    defaults: DefaultsSpec = Field(default=DefaultsSpec(), description="For every step that does not say otherwise.")
     fail_fast: bool = Field(default=True, description="A failed step stops what has not started and cancels what runs.")
     max_parallel: int | None = Field(default=None, ge=1, description="Steps of the run in flight at once.")
-    steps: dict[StepName, StepSpec] = Field(min_length=1, max_length=MAX_STEPS)
-    finally_: dict[StepName, StepSpec] = Field(default_factory=dict, alias="finally", max_length=MAX_STEPS)
-    outputs: dict[FieldName, JsonValue] = Field(default_factory=dict, max_length=MAX_INPUTS)
-    concurrency: ConcurrencySpec | None = None
+    steps: dict[StepName, StepSpec] = Field(min_length=1, max_length=MAX_STEPS, description="The steps by name.")
+    finally_: dict[StepName, StepSpec] = Field(
+        default_factory=dict, alias="finally", max_length=MAX_STEPS, description="Steps that run whatever happened."
+    )
+    outputs: dict[FieldName, JsonValue] = Field(
+        default_factory=dict, max_length=MAX_INPUTS, description="What the run gives; strings may hold ${{ CEL }}."
+    )
+    concurrency: ConcurrencySpec | None = Field(default=None, description="How many runs are active at once.")
 
     def retry_of(self, step: str) -> RetrySpec:
         """Return how a step is retried: by its own word, else the pipeline's default, else one attempt."""
@@ -273,6 +282,16 @@ def parse_steps(text: str | bytes) -> dict[str, StepSpec]:
 
 
 def pipeline_json_schema() -> dict[str, Any]:
-    """Return the language's JSON Schema (2020-12), as it is published."""
+    """Return the language's JSON Schema (2020-12), as it is published: it refuses nothing that may run."""
     schema = PipelineSpec.model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **closed(schema)}
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema of pydantic's whose maps take no name but those of their pattern, as the models do."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: closed(value) for name, value in schema.items()}
+    return found | {"additionalProperties": False} if isinstance(found.get("patternProperties"), dict) else found

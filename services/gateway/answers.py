@@ -1,0 +1,119 @@
+"""What requests and answers look like: the models that the OpenAPI document is made of."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from anabranch.services.gateway.problems import Kind
+from anabranch.shared.contracts.errors import StepError
+from anabranch.shared.contracts.limits import MAX_LABEL_CHARS, MAX_LABELS
+from anabranch.shared.contracts.messages import StepTypeAnnounced
+from anabranch.shared.contracts.spec import PipelineSpec
+
+RunStatus = Literal["accepted", "running", "paused", "succeeded", "failed", "cancelled", "timed_out"]
+StepStatus = Literal[
+    "pending", "waiting", "queued", "running", "succeeded", "failed", "timed_out", "cancelled", "skipped"
+]
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL_CHARS)]
+LabelText = Annotated[str, StringConstraints(max_length=MAX_LABEL_CHARS)]
+Time = Annotated[str, Field(description="RFC 3339 with microseconds.", json_schema_extra={"format": "date-time"})]
+
+
+class SubmissionDocument(BaseModel):
+    """What `POST /v1/runs` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    definition: PipelineSpec
+    inputs: dict[str, JsonValue] | None = Field(default=None, description="They fit the schemas of the definition.")
+    labels: Annotated[dict[LabelName, LabelText], Field(max_length=MAX_LABELS)] | None = None
+
+
+class AcceptedDocument(BaseModel):
+    """A run that was accepted."""
+
+    id: str
+    status: RunStatus
+
+
+class StepDocument(BaseModel):
+    """A step of a run."""
+
+    uses: str
+    status: StepStatus
+    attempt: int
+    queued_at: Time | None
+    started_at: Time | None
+    finished_at: Time | None
+    output: JsonValue
+    error: StepError | None
+    waiting_on: str | None
+    cached: bool
+
+
+class RunDocument(BaseModel):
+    """A run as it is known now."""
+
+    id: str
+    pipeline: str | None
+    revision: int | None
+    tenant: str | None
+    status: RunStatus
+    inputs: dict[str, JsonValue] | None
+    outputs: JsonValue
+    error: StepError | None
+    labels: dict[str, str]
+    created_at: Time | None
+    started_at: Time | None
+    finished_at: Time | None
+    steps: dict[str, StepDocument]
+
+
+class ValidatedDocument(BaseModel):
+    """A definition that may run."""
+
+    valid: Literal[True]
+    name: str
+    steps: int
+    content_hash: str
+
+
+class StepTypesDocument(BaseModel):
+    """Every step type that a definition may use."""
+
+    step_types: list[StepTypeAnnounced]
+
+
+class HealthDocument(BaseModel):
+    """The process lives."""
+
+    status: Literal["ok"]
+
+
+class ReadinessDocument(BaseModel):
+    """Whether the process can take runs, and what is missing."""
+
+    status: Literal["ready", "not ready"]
+    not_ready: dict[str, str]
+
+
+class FaultDocument(BaseModel):
+    """One thing that is wrong in a body."""
+
+    pointer: str = Field(description="RFC 6901, into the body that was sent.")
+    message: str
+    line: int | None = None
+    column: int | None = None
+
+
+class ProblemDocument(BaseModel):
+    """A problem (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(json_schema_extra={"enum": [kind.urn for kind in Kind]})
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="Names this occurrence; of a 500 the log has it.")
+    errors: list[FaultDocument] | None = None

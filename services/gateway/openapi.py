@@ -1,0 +1,203 @@
+"""The OpenAPI 3.1 document: the URL table, what each route is for, and the models."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from anabranch import __version__
+from anabranch.services.gateway import answers
+from anabranch.services.gateway.problems import MEDIA_TYPE, Kind
+from anabranch.services.gateway.route_classes import CLASSES, SCOPES, RouteClass
+from anabranch.shared.contracts.durations import DURATION_PATTERN
+from anabranch.shared.contracts.limits import MAX_IDEMPOTENCY_KEY_CHARS
+from anabranch.shared.contracts.spec import PipelineSpec, closed
+
+JSON: Final = "application/json"
+YAML: Final = "application/yaml"
+Content = type[BaseModel] | str  # a model as JSON, or a media type of its own
+
+_ANYWHERE: Final = (
+    Kind.BAD_REQUEST, Kind.METHOD_NOT_ALLOWED, Kind.EXPECTATION_FAILED, Kind.TOO_SLOW, Kind.HEAD_TOO_LARGE,
+    Kind.INTERNAL, Kind.UNAVAILABLE, Kind.VERSION_NOT_SUPPORTED,
+)  # fmt: skip
+_COUNTED: Final = (Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.TOO_MANY)
+_WITH_BODY: Final = (Kind.UNREADABLE, Kind.TOO_LARGE, Kind.UNSUPPORTED_MEDIA_TYPE, Kind.INVALID)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What one route takes and answers, in words and models; `problems` are those that not every route has."""
+
+    summary: str
+    answers: dict[int, tuple[str, Content]]
+    takes: type[BaseModel] | None = None
+    parameters: tuple[str, ...] = ()
+    problems: tuple[Kind, ...] = ()
+
+
+# By method and path as in the URL table; a test compares.
+OPERATIONS: Final = {
+    ("POST", "/v1/runs"): Operation(
+        "Submit a run",
+        {202: ("Kafka has the run", answers.AcceptedDocument), 200: ("It has ended", answers.AcceptedDocument)},
+        takes=answers.SubmissionDocument,
+        parameters=("wait", "key", "trace"),
+        problems=(Kind.KEY_REUSED, Kind.OUTCOME_UNKNOWN),
+    ),
+    ("GET", "/v1/runs/{id}"): Operation(
+        "Read a run", {200: ("The run", answers.RunDocument)}, parameters=("id", "wait"), problems=(Kind.NOT_FOUND,)
+    ),
+    ("POST", "/v1/pipelines:validate"): Operation(
+        "Check a definition", {200: ("It may run", answers.ValidatedDocument)}, takes=PipelineSpec
+    ),
+    ("GET", "/v1/step-types"): Operation(
+        "List the step types", {200: ("What a step may use", answers.StepTypesDocument)}
+    ),
+    ("GET", "/openapi.json"): Operation("Read this document", {200: ("OpenAPI 3.1", JSON)}),
+    ("GET", "/schemas/pipeline.json"): Operation(
+        "Read the pipeline language as JSON Schema", {200: ("JSON Schema 2020-12", "application/schema+json")}
+    ),
+    ("GET", "/docs"): Operation("Read the documentation page", {200: ("The page", "text/html")}),
+    ("GET", "/docs/{asset}"): Operation(
+        "Read a file of the documentation page",
+        {200: ("The file", "*/*")},
+        parameters=("asset",),
+        problems=(Kind.NOT_FOUND,),
+    ),
+    ("GET", "/healthz"): Operation("Ask whether the process lives", {200: ("It does", answers.HealthDocument)}),
+    ("GET", "/readyz"): Operation(
+        "Ask whether the process can take runs",
+        {200: ("It can", answers.ReadinessDocument), 503: ("It cannot yet", answers.ReadinessDocument)},
+    ),
+    ("GET", "/metrics"): Operation("Read the metrics", {200: ("In Prometheus' format", "text/plain")}),
+}
+
+_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
+    "id": {"name": "id", "in": "path", "required": True, "description": "The run.", "schema": {"type": "string"}},
+    "asset": {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}},
+    "wait": {
+        "name": "wait",
+        "in": "query",
+        "description": "Answer when the run has ended or this time is up: like 30s, or seconds; 5m at most.",
+        "schema": {"type": "string", "pattern": f"{DURATION_PATTERN}|^[0-9]{{1,9}}$"},
+    },
+    "key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Submissions with the same key are one run.",
+        "schema": {"type": "string", "pattern": rf"^[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}$"},
+    },
+    "trace": {
+        "name": "traceparent",
+        "in": "header",
+        "description": "The run goes on in this trace (W3C Trace Context); what is none is passed over.",
+        "schema": {"type": "string"},
+    },
+}
+_SECURITY: Final = {
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key as a bearer token."},
+}
+
+
+def openapi_document(*, asks_for_keys: bool) -> dict[str, Any]:
+    """Return the document; `asks_for_keys`: requests without a key are refused by this gateway."""
+    paths: dict[str, dict[str, Any]] = {}
+    for (method, path), operation in OPERATIONS.items():
+        paths.setdefault(path, {})[method.lower()] = _operation(method, path, operation, asks_for_keys)
+    return {
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "info": {
+            "title": "Anabranch",
+            "version": __version__,
+            "description": "Pipelines that fork, run in parallel and rejoin.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(),
+            "parameters": _PARAMETERS,
+            "securitySchemes": _SECURITY,
+        },
+    }
+
+
+def _operation(method: str, path: str, operation: Operation, asks_for_keys: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "operationId": f"{method.lower()} {path}",
+        "summary": operation.summary,
+        "security": _security(method, path, asks_for_keys),
+        "responses": _answers(operation),
+    }
+    if operation.parameters:
+        found["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in operation.parameters]
+    if operation.takes is not None:
+        content = _content(operation.takes)
+        found["requestBody"] = {"required": True, "content": content | {YAML: content[JSON]}}
+    kinds = [*_ANYWHERE, *operation.problems]
+    kinds += _WITH_BODY if operation.takes is not None else ()
+    kinds += _COUNTED if CLASSES[method, path] is not RouteClass.OPEN else ()
+    for status, answer in _problems(kinds).items():
+        if status in found["responses"]:
+            found["responses"][status]["content"] |= answer["content"]
+        else:
+            found["responses"][status] = answer
+    return found
+
+
+def _security(method: str, path: str, asks_for_keys: bool) -> list[dict[str, list[str]]]:
+    if CLASSES[method, path] is RouteClass.OPEN:
+        return []
+    scope = SCOPES[method, path].value
+    asked = [{name: [scope]} for name in _SECURITY]
+    return asked if asks_for_keys else [*asked, {}]
+
+
+def _answers(operation: Operation) -> dict[str, Any]:
+    return {
+        str(status): {"description": words, "content": _content(content)}
+        for status, (words, content) in operation.answers.items()
+    }
+
+
+def _content(content: Content) -> dict[str, Any]:
+    if isinstance(content, str):
+        return {content: {}}
+    return {JSON: {"schema": {"$ref": f"#/components/schemas/{content.__name__}"}}}
+
+
+def _problems(kinds: Iterable[Kind]) -> dict[str, Any]:
+    """Return the answers by status, each with the types of problem that have it."""
+    by_status: dict[int, list[Kind]] = {}
+    for kind in kinds:
+        by_status.setdefault(kind.status, []).append(kind)
+    return {
+        str(status): {
+            "description": "; ".join(kind.title for kind in of_status),
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": {
+                        "allOf": [
+                            {"$ref": "#/components/schemas/ProblemDocument"},
+                            {"properties": {"type": {"enum": [kind.urn for kind in of_status]}}},
+                        ]
+                    }
+                }
+            },
+        }
+        for status, of_status in sorted(by_status.items())
+    }
+
+
+def _schemas() -> dict[str, Any]:
+    models = {each for operation in OPERATIONS.values() for _, each in operation.answers.values()}
+    models |= {each.takes for each in OPERATIONS.values() if each.takes is not None} | {answers.ProblemDocument}
+    named = sorted((each for each in models if not isinstance(each, str)), key=lambda model: model.__name__)
+    _, schema = models_json_schema(
+        [(model, "validation") for model in named], ref_template="#/components/schemas/{model}"
+    )
+    found: dict[str, Any] = closed(schema["$defs"])
+    return found

@@ -11,14 +11,14 @@ import orjson
 from aiokafka.structs import RecordMetadata
 
 from anabranch.services.gateway.metrics import GatewayMetrics
-from anabranch.services.gateway.problems import Kind, ProblemError
+from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
 from anabranch.services.gateway.reading import Definition, Submission
 from anabranch.services.gateway.reads import AcceptedRuns, KnownKey, ReadsUnavailable, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.shared.contracts.bounded import BoundedMemory
-from anabranch.shared.contracts.codec import Headers, encode, trace_id_or
+from anabranch.shared.contracts.codec import Encoded, Headers, encode, trace_id_or
 from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES
-from anabranch.shared.contracts.messages import SubmitRun
+from anabranch.shared.contracts.messages import CancelRun, SubmitRun
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.runtime.errors import AppendFailed, RecordTooLarge
 from anabranch.shared.runtime.snapshots import ACCEPTED
@@ -155,11 +155,8 @@ class Intake:
         record = encode(message, message_id=run_id, source=self._source, at_ms=now_ms, trace_id=trace_id)
         if len(record.value) > MAX_MESSAGE_BYTES:
             raise _too_large(len(record.value))
-        key = run_id.encode()
-        partition = partition_of(key, self._settings.run_partitions)
         try:
-            async with asyncio.timeout(self._settings.append_timeout_s):
-                where = await self._log.append_and_wait(self._topic, partition, key, record.value, record.headers)
+            where = await self._appended(run_id, record)
         except RecordTooLarge as error:
             raise _too_large(len(record.value)) from error
         except (AppendFailed, TimeoutError) as error:
@@ -168,6 +165,30 @@ class Intake:
         at_ms = where.timestamp if where.timestamp > 0 else now_ms
         self._accepted.remember(run_id, submission, request.tenant, at_ms)
         self._metrics.run_accepted()
+
+    async def cancel(self, run_id: str, trace_id: str) -> None:
+        """Return when Kafka has the wish to cancel a run. Raises `ProblemError`; asking again does no harm."""
+        record = encode(
+            CancelRun(run_id=run_id),
+            message_id=f"{run_id}/cancel",
+            source=self._source,
+            at_ms=int(self._now_s() * 1000),
+            trace_id=trace_id_or(trace_id, run_id),
+        )
+        try:
+            await self._appended(run_id, record)
+        except (AppendFailed, TimeoutError) as error:
+            self._metrics.append_unknown()
+            words = "Kafka did not acknowledge the cancellation in time, and may have it nevertheless; ask again."
+            raise unavailable(words, retry_after_s=1) from error
+        self._metrics.cancel_accepted()
+
+    async def _appended(self, run_id: str, record: Encoded) -> RecordMetadata:
+        """Append to the run's partition. Raises `RecordTooLarge`, `AppendFailed`, `TimeoutError`."""
+        key = run_id.encode()
+        partition = partition_of(key, self._settings.run_partitions)
+        async with asyncio.timeout(self._settings.append_timeout_s):
+            return await self._log.append_and_wait(self._topic, partition, key, record.value, record.headers)
 
 
 def content_hash(submission: Submission) -> str:

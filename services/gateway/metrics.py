@@ -15,7 +15,8 @@ class GatewayMetrics(ServiceMetrics):
         self._left = self.counter("clients_left", "Clients that went away before their request was whole.")
         self._accepted = self.counter("runs_accepted", "Runs that Kafka acknowledged.")
         self._repeated = self.counter("runs_repeated", "Submissions of a key that was seen before.")
-        self._unknown = self.counter("appends_unknown", "Submissions whose outcome is unknown.")
+        self._cancels = self.counter("cancels_accepted", "Cancellations that Kafka acknowledged.")
+        self._unknown = self.counter("appends_unknown", "Submissions and cancellations whose outcome is unknown.")
         self._refused = self.counter("runs_refused", "Submissions refused for now, by what is short.", ["reason"])
         self._definitions = self.counter("definitions", "Definitions, by where they came from.", ["from"])
         self._cached = self._definitions.labels("cache")
@@ -49,8 +50,12 @@ class GatewayMetrics(ServiceMetrics):
         """A key came again with the same body."""
         self._repeated.inc()
 
+    def cancel_accepted(self) -> None:
+        """Kafka acknowledged a cancellation."""
+        self._cancels.inc()
+
     def append_unknown(self) -> None:
-        """Nobody knows whether Kafka has the submission."""
+        """Nobody knows whether Kafka has the submission, or the cancellation."""
         self._unknown.inc()
 
     def run_refused(self, reason: str) -> None:

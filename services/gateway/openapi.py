@@ -50,6 +50,12 @@ OPERATIONS: Final = {
     ("GET", "/v1/runs/{id}"): Operation(
         "Read a run", {200: ("The run", answers.RunDocument)}, parameters=("id", "wait"), problems=(Kind.NOT_FOUND,)
     ),
+    ("POST", "/v1/runs/{id}/cancel"): Operation(
+        "Cancel a run",
+        {202: ("Kafka has the cancellation", answers.AcceptedDocument)},
+        parameters=("id", "trace"),
+        problems=(Kind.NOT_FOUND, Kind.CONFLICT),
+    ),
     ("POST", "/v1/pipelines:validate"): Operation(
         "Check a definition", {200: ("It may run", answers.ValidatedDocument)}, takes=PipelineSpec
     ),

@@ -38,20 +38,24 @@ class Pressure:
 
     def refuse_if_high(self) -> None:
         """Raise a 503 problem when a submission should come back later."""
-        if not self.inbox_exists:
-            self._metrics.run_refused("no_inbox")
-            raise unavailable("The orchestrator has not created its inbox yet.", retry_after_s=_RETRY_SOON_S)
-        if self.lag > self._settings.max_inbox_lag:
+        if self.inbox_exists and self.lag > self._settings.max_inbox_lag:
             self._metrics.run_refused("inbox_lag")
             raise unavailable(
                 f"The orchestrators are {self.lag} records behind; {self._settings.max_inbox_lag} is the limit.",
                 retry_after_s=_RETRY_LAG_S,
             )
+        self.refuse_if_no_way()
+
+    def refuse_if_no_way(self) -> None:
+        """Raise a 503 problem when nothing can be appended now, not even what takes work off the orchestrators."""
+        if not self.inbox_exists:
+            self._metrics.run_refused("no_inbox")
+            raise unavailable("The orchestrator has not created its inbox yet.", retry_after_s=_RETRY_SOON_S)
         outbox = self._outbox
         is_heavy = outbox.unacknowledged_bytes >= MAX_UNACKNOWLEDGED_BYTES
         if is_heavy or outbox.unacknowledged >= self._settings.max_unacknowledged:
             self._metrics.run_refused("unacknowledged")
-            raise unavailable("Too many submissions are on their way to Kafka.", retry_after_s=_RETRY_SOON_S)
+            raise unavailable("Too many requests are on their way to Kafka.", retry_after_s=_RETRY_SOON_S)
 
     def measured(self, lag: int) -> None:
         """The inbox exists and the orchestrators are this far behind."""

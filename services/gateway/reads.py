@@ -23,6 +23,7 @@ from anabranch.shared.runtime.snapshots import (
     ACCEPTED,
     BODY_HASH,
     ENDED_STATUSES,
+    RUNNING,
     STATUS,
     TENANT,
     accepted_document,
@@ -136,13 +137,25 @@ class RunReads:
 
     async def is_open(self, run_id: str, tenant: str) -> bool:
         """Return whether the tenant's run is known and has not ended. Raises `ReadsUnavailable`."""
+        status = await self.status_of(run_id, tenant)
+        return status is not None and status not in ENDED_STATUSES
+
+    async def status_of(self, run_id: str, tenant: str) -> str | None:
+        """Return the status of the tenant's run, None when it has none such: one look, whosever it is.
+
+        Raises `ReadsUnavailable`.
+        """
         if not _RUN_ID.fullmatch(run_id):
-            return False
+            return None
         asked = self._redis.hmget(self._keys.run(run_id), [TENANT.decode(), STATUS.decode()])
         owner, status = await self._ask(cast(Awaitable[list[bytes | None]], asked), "read")
         if owner is None or owner.decode() != tenant:
-            return self._accepted.knows(run_id, tenant)
-        return status is None or status.decode() not in ENDED_STATUSES
+            return ACCEPTED if self._accepted.knows(run_id, tenant) else None
+        return RUNNING if status is None else status.decode()
+
+    def has_accepted(self, run_id: str, tenant: str) -> bool:
+        """Return whether this gateway accepted the tenant's run lately: known without Redis."""
+        return self._accepted.knows(run_id, tenant)
 
     async def _is_of(self, run_id: str, tenant: str) -> bool:
         """Return whether Redis has this run of the tenant's: one look, as long for a foreign run as for none."""

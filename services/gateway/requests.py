@@ -33,6 +33,12 @@ def wait_s_of(request: web.Request, max_wait_s: float) -> float | None:
     return seconds
 
 
+def refuse_query(request: web.Request) -> None:
+    """Raise a 400 problem for a query where none is known."""
+    for name in request.query if request.query_string else ():
+        raise ProblemError(Kind.BAD_REQUEST, f"The query parameter {name[:80]!r} is not known here.")
+
+
 def idempotency_key_of(request: web.Request) -> str | None:
     """Return the `Idempotency-Key`, or None. Raises a 400 problem."""
     given = request.headers.getall("Idempotency-Key", None)

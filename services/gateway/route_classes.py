@@ -20,6 +20,7 @@ class RouteClass(Enum):
 CLASSES: Final = {
     ("POST", "/v1/runs"): RouteClass.CHANGE,
     ("GET", "/v1/runs/{id}"): RouteClass.READ,
+    ("POST", "/v1/runs/{id}/cancel"): RouteClass.CHANGE,
     ("POST", "/v1/pipelines:validate"): RouteClass.READ,
     ("GET", "/v1/step-types"): RouteClass.READ,
     ("GET", "/openapi.json"): RouteClass.OPEN,
@@ -35,6 +36,7 @@ CLASSES: Final = {
 SCOPES: Final = {
     ("POST", "/v1/runs"): Scope.SUBMIT,
     ("GET", "/v1/runs/{id}"): Scope.READ,
+    ("POST", "/v1/runs/{id}/cancel"): Scope.OPERATE,
     ("POST", "/v1/pipelines:validate"): Scope.SUBMIT,
     ("GET", "/v1/step-types"): Scope.READ,
 }

@@ -9,6 +9,7 @@ from anabranch.services.gateway import documents, pipelines, runs
 ROUTES: Final = (
     web.post("/v1/runs", runs.submit_run),
     web.get("/v1/runs/{id}", runs.get_run),
+    web.post("/v1/runs/{id}/cancel", runs.cancel_run),
     web.post("/v1/pipelines:validate", pipelines.validate),
     web.get("/v1/step-types", pipelines.list_step_types),
     web.get("/openapi.json", documents.openapi),

@@ -14,12 +14,12 @@ from anabranch.services.gateway.client import client_of, tenant_of
 from anabranch.services.gateway.intake import Accepted, Request
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
 from anabranch.services.gateway.reads import ReadsBusy, ReadsUnavailable, RunView
-from anabranch.services.gateway.requests import idempotency_key_of, trace_id_of, wait_s_of
+from anabranch.services.gateway.requests import idempotency_key_of, refuse_query, trace_id_of, wait_s_of
 from anabranch.services.gateway.waiting import Watch, until_ended
 from anabranch.shared.contracts.ids import new_run_id, run_id_for_key
 from anabranch.shared.contracts.limits import KIB
 from anabranch.shared.runtime.deadline import Deadline
-from anabranch.shared.runtime.snapshots import ENDED_STATUSES
+from anabranch.shared.runtime.snapshots import ACCEPTED, ENDED_STATUSES
 
 _JSON: Final = "application/json"
 _PIECE_BYTES: Final = 256 * KIB  # of a large document: what the transport copies at a time
@@ -54,7 +54,7 @@ async def submit_run(request: web.Request) -> web.StreamResponse:
 async def get_run(request: web.Request) -> web.StreamResponse:
     """`GET /v1/runs/{id}`: the run document; with `?wait=`, when the run has ended or the time is up."""
     app = request.app
-    run_id = request.match_info["id"].lower()  # hexadecimal digits may be capitals (RFC 9562 §4)
+    run_id = _run_id_of(request)
     tenant = tenant_of(request)
     wait_s = wait_s_of(request, app[keys.SETTINGS].max_wait_s)
     if wait_s and await _is_open(app, run_id, tenant):
@@ -65,9 +65,47 @@ async def get_run(request: web.Request) -> web.StreamResponse:
             await until_ended(watch, run_id, app[keys.READS], Deadline.after(wait_s), connected=lambda: _hears(request))
     async with _view(app, run_id, tenant) as view:
         if view is None:
-            raise ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
+            raise _no_run(run_id)
         request[keys.RUN_ID] = run_id
         return await _sent(request, view, 200, {})
+
+
+async def cancel_run(request: web.Request) -> web.Response:
+    """`POST /v1/runs/{id}/cancel`: 202 when Kafka has acknowledged it, however often; 409 when the run has ended."""
+    app = request.app
+    refuse_query(request)
+    run_id = _run_id_of(request)
+    status = await _status_to_cancel(app, run_id, tenant_of(request))
+    if status is None:
+        raise _no_run(run_id)
+    request[keys.RUN_ID] = run_id
+    if status in ENDED_STATUSES:
+        raise ProblemError(
+            Kind.CONFLICT,
+            f"The run has ended already: {status.replace('_', ' ')}.",
+            members={"id": run_id, "run_status": status},
+        )
+    app[keys.PRESSURE].refuse_if_no_way()
+    await app[keys.INTAKE].cancel(run_id, trace_id_of(request))
+    return _accepted(run_id, Accepted(status))
+
+
+async def _status_to_cancel(app: web.Application, run_id: str, tenant: str) -> str | None:
+    """Return the status of the tenant's run, None for any other; what was accepted here needs no Redis."""
+    try:
+        return await app[keys.READS].status_of(run_id, tenant)
+    except ReadsUnavailable as error:
+        if app[keys.READS].has_accepted(run_id, tenant):
+            return ACCEPTED
+        raise _not_readable(error) from error
+
+
+def _run_id_of(request: web.Request) -> str:
+    return request.match_info["id"].lower()  # hexadecimal digits may be capitals (RFC 9562 §4)
+
+
+def _no_run(run_id: str) -> ProblemError:
+    return ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
 
 
 async def _when_ended(

@@ -23,6 +23,7 @@ MAX_INPUTS_BYTES: Final = 256 * KIB
 MAX_LABELS: Final = 32
 MAX_LABEL_CHARS: Final = 256
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
+MAX_CANCEL_REASON_CHARS: Final = 1_000  # a sentence or two; it stays in the run's state until its end
 MAX_INTEGER: Final = 2**63 - 1
 
 # What it may cost to check a submission, in units of about 0.1 µs, estimated before the work is done (weights.py): a

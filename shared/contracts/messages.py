@@ -10,7 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from anabranch.shared.contracts.api_keys import Scope
 from anabranch.shared.contracts.errors import StepError
-from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
+from anabranch.shared.contracts.limits import (
+    DEFAULT_RUN_TIMEOUT_S,
+    DEFAULT_STEP_TIMEOUT_S,
+    DEFAULT_WINDOW,
+    MAX_CANCEL_REASON_CHARS,
+    MAX_WAIT_S,
+)
 
 RunId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]{0,63}$")]
 """A run's id where a run begins: it is part of keys and of other ids, so it must not hold what parts them."""
@@ -67,8 +73,8 @@ class CancelRun(Message):
     """Stop a run: nothing new starts, what runs is cancelled."""
 
     type: Literal["CancelRun"] = "CancelRun"
-    run_id: str
-    reason: str = "cancelled by request"
+    run_id: RunId
+    reason: str = Field(default="cancelled by request", max_length=MAX_CANCEL_REASON_CHARS)
 
 
 class AttemptStarted(Message):

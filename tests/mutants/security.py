@@ -37,6 +37,28 @@ MUTANTS: Final = (
         "_IPV6_PREFIX: Final = 128",
         f"{_SECURITY}/test_rate_limit.py",
     ),
+    # ---- More writes
+    Mutant(
+        "who may submit may cancel",
+        f"{_GATEWAY}/route_classes.py",
+        '/cancel"): Scope.OPERATE',
+        '/cancel"): Scope.SUBMIT',
+        f"{_SECURITY}/test_more_writes.py",
+    ),
+    Mutant(
+        "a foreign run is cancelled",
+        f"{_GATEWAY}/reads.py",
+        "            return ACCEPTED if self._accepted",
+        "            return RUNNING if owner else ACCEPTED if self._accepted",
+        f"{_SECURITY}/test_more_writes.py",
+    ),
+    Mutant(
+        "without Redis any run is cancelled",
+        f"{_GATEWAY}/runs.py",
+        "        if app[keys.READS].has_accepted(run_id, tenant):",
+        "        if True:",
+        f"{_SECURITY}/test_more_writes.py",
+    ),
     # ---- Authentication and tenants
     Mutant(
         "any secret opens",

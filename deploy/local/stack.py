@@ -251,6 +251,7 @@ class LocalStack:
         return {
             "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap,
             "REDIS_URL": self.redis_url,
+            **({"KAFKA_SECURITY_PROTOCOL": "PLAINTEXT"} if self.kafka else {}),  # our own, whoever else's is named
             "ANABRANCH_HOME": str(self.home.path),
             "ANABRANCH_LOG_FORMAT": "console",
             "ANABRANCH_TOPIC_PREFIX": "pipelines",

@@ -6,12 +6,16 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import collect_hosts
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import KafkaError
 
 from anabranch.shared.contracts.limits import MAX_FETCH_BYTES, MAX_RECORD_BYTES
 from anabranch.shared.runtime.deadline import Deadline
-from anabranch.shared.runtime.errors import KafkaUnreachable
+from anabranch.shared.runtime.errors import KafkaRefused, KafkaUnreachable
+from anabranch.shared.runtime.kafka_refusal import refusal
+from anabranch.shared.runtime.kafka_security import kafka_arguments
+from anabranch.shared.runtime.log import get_logger
 from anabranch.shared.runtime.settings import Settings
 
 # Producer. In aiokafka this is the time for an answer and also the age at which a batch whose partition has no leader
@@ -40,13 +44,13 @@ _MAX_POLL_INTERVAL_MS: Final = 60_000
 
 _PROBE_TIMEOUT_MS: Final = 5_000
 _PROBE_PAUSE_S: Final = 0.2
+_REFUSED_PAUSE_S: Final = 1.0  # brokers count logins that fail, and some lock an account
 
 
 def new_producer(settings: Settings, *, transactional_id: str | None = None) -> AIOKafkaProducer:
     """Return a producer, not started: acks=all, idempotent, records up to MAX_RECORD_BYTES."""
     return AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
-        client_id=settings.instance,
+        **kafka_arguments(settings),
         acks="all",
         enable_idempotence=True,
         transactional_id=transactional_id,
@@ -63,8 +67,7 @@ def new_consumer(settings: Settings, *topics: str, group_id: str | None = None, 
     that nothing is lost; a consumer without a group is told where to start, or fails loudly.
     """
     defaults: dict[str, Any] = {
-        "bootstrap_servers": settings.kafka_bootstrap_servers,
-        "client_id": settings.instance,
+        **kafka_arguments(settings),
         "group_id": group_id,
         "enable_auto_commit": False,
         "auto_offset_reset": "none" if group_id is None else "earliest",
@@ -82,24 +85,34 @@ def new_consumer(settings: Settings, *topics: str, group_id: str | None = None, 
 
 def new_client(settings: Settings) -> AIOKafkaClient:
     """Return a bare client, not started: connections, metadata, and requests that the caller makes."""
-    return AIOKafkaClient(bootstrap_servers=settings.kafka_bootstrap_servers, client_id=settings.instance)
+    return AIOKafkaClient(**kafka_arguments(settings))
 
 
 def new_admin(settings: Settings) -> AIOKafkaAdminClient:
     """Return an admin client, not started."""
     return AIOKafkaAdminClient(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
-        client_id=settings.instance,
+        **kafka_arguments(settings),
         request_timeout_ms=_PROBE_TIMEOUT_MS,
     )
 
 
 async def wait_for_kafka(settings: Settings, deadline: Deadline) -> None:
-    """Return when a broker answers; `KafkaUnreachable` at the deadline."""
-    while not await _answers(settings):
+    """Return when a broker answers; `KafkaUnreachable` at the deadline, `KafkaRefused` if one did but not to us."""
+    said = ""
+    while (why := await refusal(settings)) or not await _answers(settings):
+        if why and why != said:
+            get_logger().warning("Kafka refuses this client", why=why)
+        said = why
         if deadline.passed:
-            raise KafkaUnreachable(f"no broker of {settings.kafka_bootstrap_servers} answered; is Kafka running there?")
-        await asyncio.sleep(_PROBE_PAUSE_S)
+            raise KafkaRefused(why) if why else KafkaUnreachable(_nobody(settings))
+        await asyncio.sleep(_REFUSED_PAUSE_S if why else _PROBE_PAUSE_S)
+
+
+def _nobody(settings: Settings) -> str:
+    words = f"no broker of {settings.kafka_bootstrap_servers} answered; is Kafka running there?"
+    if settings.kafka_security_protocol == "PLAINTEXT":
+        return words
+    return f"{words} Does its listener speak {settings.kafka_security_protocol} (KAFKA_SECURITY_PROTOCOL)?"
 
 
 async def _answers(settings: Settings) -> bool:
@@ -117,11 +130,10 @@ async def _answers(settings: Settings) -> bool:
 
 
 async def _any_listens(servers: str) -> bool:
-    for server in servers.split(","):
-        host, _, port = server.strip().rpartition(":")
+    for host, port, _ in collect_hosts(servers):
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_MS / 1000):
-                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                _, writer = await asyncio.open_connection(host, port)
         except (OSError, TimeoutError):
             continue
         writer.close()

@@ -17,3 +17,11 @@ class TopicMismatch(AnabranchError):
 
 class KafkaUnreachable(AnabranchError):
     """No broker answered in time."""
+
+
+class KafkaRefused(KafkaUnreachable):
+    """Kafka is there but not for us: who operates it has to change what the message names."""
+
+
+class UnusableSettings(AnabranchError):
+    """Settings name something that is not there, or do not go together."""

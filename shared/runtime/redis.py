@@ -1,17 +1,20 @@
 """Redis for services: the one place that builds keys, and a client that gives up soon."""
 
 import asyncio
+import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Connection, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from anabranch.shared.runtime.kafka_security import trust
 from anabranch.shared.runtime.settings import Settings
 
 _CONNECT_TIMEOUT_S: Final = 1.0
@@ -92,11 +95,30 @@ class _Connection(Connection):
             raise
 
 
+class _TlsConnection(_Connection, SSLConnection):
+    """The same with TLS."""
+
+
+def redis_arguments(settings: Settings) -> dict[str, Any]:
+    """Return what a client of Redis is given beside the URL, the same for a blocking one; `UnusableSettings`.
+
+    The server's certificate is checked; what the URL itself says (`?ssl_cert_reqs=none`) counts before that.
+    """
+    if urlsplit(settings.redis_url).scheme != "rediss":
+        return {}
+    trust(settings.redis_ssl_cafile, "REDIS_SSL_CAFILE")  # says what is wrong with the file now, not at each connection
+    return {
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+        "ssl_ca_certs": settings.redis_ssl_cafile or None,
+        "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+    }
+
+
 def new_redis(settings: Settings) -> Redis:
     """Return a client, bytes in and out, that gives up soon: nobody may wait for a help that is away."""
     pool = BlockingConnectionPool.from_url(
         settings.redis_url,
-        connection_class=_Connection,  # of `redis://`; the others bring their own
         max_connections=_CONNECTIONS,
         timeout=_READ_TIMEOUT_S,
         socket_connect_timeout=_CONNECT_TIMEOUT_S,
@@ -104,5 +126,11 @@ def new_redis(settings: Settings) -> Redis:
         decode_responses=False,
         retry=Retry(NoBackoff(), 0),
         client_name=settings.instance,
+        **redis_arguments(settings),
     )
+    # A URL brings its own class, which would win over one named above; that of `unix://` stays.
+    if pool.connection_class is Connection:
+        pool.connection_class = _Connection
+    elif pool.connection_class is SSLConnection:
+        pool.connection_class = _TlsConnection
     return Redis.from_pool(pool)

@@ -27,6 +27,7 @@ from structlog.typing import FilteringBoundLogger
 
 from anabranch.shared.contracts.text import writable
 from anabranch.shared.runtime.deadline import Deadline
+from anabranch.shared.runtime.errors import KafkaRefused, UnusableSettings
 from anabranch.shared.runtime.listener import Listener
 from anabranch.shared.runtime.log import configure_logging, get_logger
 from anabranch.shared.runtime.metrics import new_registry
@@ -311,12 +312,17 @@ def _say_why(service: Service[SettingsT], error: BaseException, in_hand: Sequenc
     why = "; ".join(f"{type(leaf).__name__}: {_words(leaf)}" for leaf in leaves_of(error))
     suspects = {"in_hand": in_hand} if in_hand else {}
     try:
-        service.log.error("failed", why=why, exc_info=error, **suspects)
+        service.log.error("failed", why=why, exc_info=None if _is_operators(error) else error, **suspects)
     except BaseException:  # noqa: BLE001  an exception of somebody else's that cannot be shown: it is said all the same
         service.log.error("failed", why=why, **suspects)  # noqa: TRY400  showing it is what failed
     last_words, service.last_words = service.last_words, None
     if in_hand and last_words is not None:
         last_words(why)
+
+
+def _is_operators(error: BaseException) -> bool:
+    """Whether `why` says all: what to change is a setting, and no line of the program."""
+    return all(isinstance(leaf, (KafkaRefused, UnusableSettings)) for leaf in leaves_of(error))
 
 
 def _words(error: BaseException) -> str:

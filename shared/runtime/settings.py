@@ -5,7 +5,7 @@ import socket
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import AliasChoices, AliasGenerator, Field
+from pydantic import AliasChoices, AliasGenerator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from anabranch.shared.contracts.topics import DEFAULT_PARTITIONS, DEFAULT_PREFIX, TopicNames
@@ -14,9 +14,27 @@ PREFIX = "ANABRANCH_"
 
 # The names that every tool of the trade uses.
 _UNPREFIXED = {
-    "kafka_bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS",
-    "redis_url": "REDIS_URL",
-    "database_url": "DATABASE_URL",
+    name: name.upper()
+    for name in (
+        "kafka_bootstrap_servers",
+        "kafka_security_protocol",
+        "kafka_sasl_mechanism",
+        "kafka_sasl_username",
+        "kafka_sasl_password",
+        "kafka_sasl_password_file",
+        "kafka_ssl_cafile",
+        "kafka_ssl_certfile",
+        "kafka_ssl_keyfile",
+        "kafka_oauth_token_file",
+        "kafka_oauth_token_url",
+        "kafka_oauth_client_id",
+        "kafka_oauth_client_secret",
+        "kafka_oauth_client_secret_file",
+        "kafka_oauth_scope",
+        "redis_url",
+        "redis_ssl_cafile",
+        "database_url",
+    )
 }
 
 # Not of every service: read by the local stack, and by some step services of a whole installation that is told it.
@@ -47,13 +65,46 @@ class Settings(BaseSettings):
     """What every service can be told. A service adds fields of its own in a subclass."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", populate_by_name=True, alias_generator=AliasGenerator(validation_alias=_alias)
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        alias_generator=AliasGenerator(validation_alias=_alias),
+        hide_input_in_errors=True,  # it has passwords
     )
 
     kafka_bootstrap_servers: str = Field(
         "127.0.0.1:9092", description="Kafka brokers to ask first, `host:port,host:port`."
     )
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey.")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How Kafka is spoken to: with TLS or without, with a login or without."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        "SCRAM-SHA-512", description="How to log in to Kafka, with `SASL_SSL` and `SASL_PLAINTEXT`."
+    )
+    kafka_sasl_username: str = Field("", description="The user to log in to Kafka, unless by `OAUTHBEARER`.")
+    kafka_sasl_password: SecretStr = Field(SecretStr(""), description="Its password.")
+    kafka_sasl_password_file: str = Field("", description="A file with the password instead.")
+    kafka_ssl_cafile: str = Field(
+        "", description="PEM file of the authorities that Kafka's certificate is checked by; the system's unless set."
+    )
+    kafka_ssl_certfile: str = Field("", description="PEM file of this client's certificate, for mutual TLS.")
+    kafka_ssl_keyfile: str = Field("", description="PEM file of its key.")
+    kafka_oauth_token_file: str = Field("", description="For `OAUTHBEARER`: a file with the token, read at each login.")
+    kafka_oauth_token_url: str = Field(
+        "", description="For `OAUTHBEARER`: where a token is asked for by client credentials (RFC 6749 §4.4)."
+    )
+    kafka_oauth_client_id: str = Field("", description="The client that asks for a token.")
+    kafka_oauth_client_secret: SecretStr = Field(SecretStr(""), description="Its secret.")
+    kafka_oauth_client_secret_file: str = Field("", description="A file with the secret instead.")
+    kafka_oauth_scope: str = Field("", description="The scope asked for, if any.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Redis or Valkey; with TLS and an ACL user `rediss://user:password@host:port/0`.",
+    )
+    redis_ssl_cafile: str = Field(
+        "", description="PEM file of the authorities that Redis's certificate is checked by; the system's unless set."
+    )
     topic_prefix: str = Field(
         DEFAULT_PREFIX, description="What every topic's, group's and Redis key's name begins with."
     )

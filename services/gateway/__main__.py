@@ -9,12 +9,14 @@ from aiohttp import web
 from anabranch.services.gateway.api_keys import ApiKeyReader, ApiKeys
 from anabranch.services.gateway.app import create_app
 from anabranch.services.gateway.intake import Intake
+from anabranch.services.gateway.issuer import Issuer, IssuerKeys
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import LagWatch, Pressure
 from anabranch.services.gateway.rate_limit import RateLimits, SharedCounts
 from anabranch.services.gateway.reads import AcceptedRuns, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.step_types import CommandTopicWatch, StepTypeReader, StepTypes
+from anabranch.services.gateway.tokens import Tokens
 from anabranch.services.gateway.waiting import ChannelListener, Watches
 from anabranch.shared.contracts.topics import API_KEYS, DEFINITIONS, STEP_TYPES
 from anabranch.shared.runtime.clients import new_admin
@@ -48,6 +50,8 @@ class Gateway:
         self._api_keys = ApiKeys()
         self._key_records = new_consumer(settings)
         self._key_reader = ApiKeyReader(self._key_records, settings.topics.api_keys, self._api_keys, service.log)
+        issuer = Issuer(settings.jwt_issuer, settings.jwt_jwks_url)
+        self._issuer_keys = IssuerKeys(issuer.keys, settings.jwt_allowed, metrics, service.log)
         self._topics_admin = new_admin(settings)
         self._topic_watch = CommandTopicWatch(self._topics_admin, settings.topics, self._step_types, service.log)
         self._offsets = new_consumer(settings)
@@ -64,6 +68,7 @@ class Gateway:
             watches=self._watches,
             rate_limits=RateLimits(SharedCounts(self._redis), keys, settings, metrics),
             api_keys=self._api_keys,
+            tokens=Tokens(self._issuer_keys, settings),
         )
         _say_who_is_let_in(service)
         service.ready_when("API keys", lambda: self._api_keys.complete or "still being read")
@@ -102,6 +107,8 @@ class Gateway:
                 start(self._listener.listen(), "listen to run channels"),
                 start(_until_failed(self._outbox), "watch the outbox"),
             ]
+            if self._settings.takes_tokens:
+                running.append(start(self._issuer_keys.follow(), "read the issuer's keys"))
             await self._service.stopping.wait()
             self._watches.release_all()
             await self._service.stop_listening()
@@ -119,8 +126,8 @@ class Gateway:
 
 
 def _say_who_is_let_in(service: Service[GatewaySettings]) -> None:
-    if service.settings.auth == "keys":
-        service.log.info("authentication is on: API keys", auth="keys")
+    if service.settings.asks:
+        service.log.info("authentication is on", auth=service.settings.auth)
     else:
         service.log.warning("authentication is off: everybody who reaches this may do all", auth=service.settings.auth)
 

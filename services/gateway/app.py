@@ -7,7 +7,7 @@ from anabranch.services.gateway import keys
 from anabranch.services.gateway.addresses import Addresses, counted_address, networks_of
 from anabranch.services.gateway.answering import problems, refusal
 from anabranch.services.gateway.api_keys import ApiKeys
-from anabranch.services.gateway.authentication import authentication
+from anabranch.services.gateway.authentication import Doors, authentication
 from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.crowd import limits
 from anabranch.services.gateway.headers import add_headers
@@ -24,6 +24,7 @@ from anabranch.services.gateway.routes import ROUTES
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.submissions import SubmissionReader
+from anabranch.services.gateway.tokens import Tokens
 from anabranch.services.gateway.waiting import Watches
 from anabranch.shared.contracts.limits import MAX_BODY_BYTES
 from anabranch.shared.runtime.listener import LISTENING, Listening
@@ -41,16 +42,18 @@ def create_app(
     watches: Watches,
     rate_limits: RateLimits,
     api_keys: ApiKeys,
+    tokens: Tokens,
 ) -> web.Application:
     """Return the application; nothing in it starts or stops anything."""
     addresses = Addresses(networks_of(settings.trusted_proxies))
+    doors = Doors(api_keys if settings.takes_keys else None, tokens if settings.takes_tokens else None)
     around = [  # the outermost first
         request_log(addresses, log, metrics, share=settings.request_log),
         packing(),
         problems(),
         origin(origins_of(settings.cors_origins)),
         limits(settings.max_requests, settings.max_requests_of_client, metrics),
-        authentication(api_keys if settings.auth == "keys" else None, settings.default_tenant),
+        authentication(doors if settings.asks else None, settings.default_tenant),
         rate_limit(rate_limits, metrics),
     ]
     app = web.Application(middlewares=around, client_max_size=MAX_BODY_BYTES)

@@ -10,19 +10,46 @@ from anabranch.services.gateway.api_keys import ApiKeys
 from anabranch.services.gateway.principal import EVERY_SCOPE, Principal
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
 from anabranch.services.gateway.route_classes import RouteClass, class_of, scope_of
+from anabranch.services.gateway.tokens import Tokens
+from anabranch.shared.contracts.api_keys import PREFIX
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="anabranch"'}
 
 
-def authentication(api_keys: ApiKeys | None, default_tenant: str) -> Middleware:
-    """Refuse with 401 who is nobody, with 403 who may not; without `api_keys` everybody is the default tenant."""
+class Doors:
+    """The ways in: API keys, tokens, or both."""
+
+    def __init__(self, api_keys: ApiKeys | None, tokens: Tokens | None) -> None:
+        self._api_keys = api_keys
+        self._tokens = tokens
+        known = [name for name, way in (("an API key", api_keys), ("a bearer token", tokens)) if way is not None]
+        self._words = f"This needs {' or '.join(known)} that works."
+
+    async def principal(self, request: web.Request) -> Principal:
+        """Return who sends a request. Raises a 401 problem when nobody knows, whatever is wrong."""
+        given = credentials_of(request)
+        principal = await self._open(given)
+        if principal is None:
+            raise ProblemError(Kind.UNAUTHENTICATED, self._words, headers=_CHALLENGE)
+        return principal
+
+    async def _open(self, given: str | None) -> Principal | None:
+        if self._api_keys is None or (self._tokens is not None and given and not given.startswith(PREFIX)):
+            return await self._tokens.principal(given) if self._tokens is not None and given else None
+        if not self._api_keys.complete:
+            raise unavailable("The API keys are still being read.", retry_after_s=1)
+        return self._api_keys.principal(given) if given is not None else None
+
+
+def authentication(doors: Doors | None, default_tenant: str) -> Middleware:
+    """Refuse with 401 who is nobody, with 403 who may not; without `doors` everybody is the default tenant."""
     anybody = Principal(default_tenant, EVERY_SCOPE)
 
     @web.middleware
     async def authenticated(request: web.Request, handler: Handler) -> web.StreamResponse:
         if class_of(request) is RouteClass.OPEN:
             return await handler(request)
-        principal = anybody if api_keys is None else _principal(request, api_keys)
+        principal = anybody if doors is None else await doors.principal(request)
         request[keys.PRINCIPAL] = principal
         if principal.client:
             request[keys.CLIENT] = principal.client
@@ -34,18 +61,8 @@ def authentication(api_keys: ApiKeys | None, default_tenant: str) -> Middleware:
     return authenticated
 
 
-def _principal(request: web.Request, api_keys: ApiKeys) -> Principal:
-    given = credentials_of(request)
-    if not api_keys.complete:
-        raise unavailable("The API keys are still being read.", retry_after_s=1)
-    principal = api_keys.principal(given) if given is not None else None
-    if principal is None:
-        raise ProblemError(Kind.UNAUTHENTICATED, "This needs an API key that works.", headers=_CHALLENGE)
-    return principal
-
-
 def credentials_of(request: web.Request) -> str | None:
-    """Return the key that a request carries, or None. Raises a 400 problem when it carries several."""
+    """Return the key or token that a request carries, or None. Raises a 400 problem when it carries several."""
     bearers = request.headers.getall("Authorization", ())
     api_keys = request.headers.getall("X-API-Key", ())
     if len(bearers) + len(api_keys) > 1:

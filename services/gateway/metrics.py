@@ -25,6 +25,7 @@ class GatewayMetrics(ServiceMetrics):
         self._lag.set(-1)
         self._waiters = self.gauge("waiters", "Requests that wait for a run's end.")
         self._redis_errors = self.counter("redis_errors", "Calls to Redis that failed, by what for.", ["use"])
+        self._issuer = self.counter("issuer_requests", "Requests for the keys of the tokens' issuer.", ["outcome"])
         self._rate_limited = self.counter("rate_limited", "Requests over their client's limit.", ["class"])
         self._turned_away = self.counter("turned_away", "What was refused because of how many there are.", ["what"])
         self._protocol_errors = self.counter(
@@ -77,6 +78,10 @@ class GatewayMetrics(ServiceMetrics):
     def redis_failed(self, use: str) -> None:
         """Redis did not answer."""
         self._redis_errors.labels(use).inc()
+
+    def issuer_asked(self, outcome: str) -> None:
+        """The tokens' issuer was asked for its keys."""
+        self._issuer.labels(outcome).inc()
 
     def rate_limited(self, route_class: str) -> None:
         """A request was one too many of its client's."""

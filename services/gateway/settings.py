@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from anabranch.services.gateway.addresses import is_loopback, networks_of
+from anabranch.services.gateway.issuer import ALGORITHMS, checked_url
 from anabranch.services.gateway.origins import origins_of
 from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
 from anabranch.shared.contracts.messages import RunSettings
@@ -16,12 +17,36 @@ class GatewaySettings(Settings):
 
     http_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 is any free port.")
     default_tenant: str = Field("default", min_length=1, description="Whom runs belong to without authentication.")
-    auth: Literal["loopback", "keys", "off"] = Field(
+    auth: Literal["loopback", "keys", "jwt", "both", "off"] = Field(
         "loopback",
-        description="Who is let in: `keys` asks for API keys; `loopback` asks nobody and starts on a loopback address "
-        "only; `off` asks nobody anywhere, if `ANABRANCH_AUTH_OFF_IS_MEANT` says so too.",
+        description="Who is let in: `keys` asks for API keys, `jwt` for tokens of an OIDC issuer, `both` for either; "
+        "`loopback` asks nobody and starts on a loopback address only; `off` asks nobody anywhere, if "
+        "`ANABRANCH_AUTH_OFF_IS_MEANT` says so too.",
     )
     auth_off_is_meant: bool = Field(False, description="Says a second time that nobody is asked who he is.")
+    jwt_issuer: str = Field("", description="The `iss` of tokens, a URL; needed for tokens.")
+    jwt_audience: str = Field("", description="The `aud` of tokens that are for us, or several: `a, b`; needed too.")
+    jwt_jwks_url: str = Field(
+        "",
+        description="Where the issuer's keys are; unless set, where its `/.well-known/openid-configuration` says.",
+    )
+    jwt_algorithms: str = Field(
+        "RS256, ES256", description="Signatures that are believed; `HS…` and `none` cannot be named."
+    )
+    jwt_skew_s: float = Field(30.0, ge=0, le=600, description="Seconds an issuer's clock may differ from ours.")
+    jwt_tenant_claim: str = Field(
+        "tenant",
+        min_length=1,
+        description="The claim that names the tenant; with a `/` in front, a JSON Pointer to it.",
+    )
+    jwt_scope_claim: str = Field(
+        "scope",
+        min_length=1,
+        description="The claim with the scopes, as text or as a list; a JSON Pointer as well: `/realm_access/roles`.",
+    )
+    jwt_scope_prefix: str = Field(
+        "", description="What the names of our scopes begin with there: `anabranch:` for `anabranch:submit`."
+    )
     idempotency_keep_s: int = Field(
         24 * 3600, ge=1, description="Seconds after a run's end for which its Idempotency-Key is promised."
     )
@@ -85,17 +110,54 @@ class GatewaySettings(Settings):
     def _lists_can_be_read(self) -> Self:
         networks_of(self.trusted_proxies)
         origins_of(self.cors_origins)
+        if unknown := self.jwt_allowed - ALGORITHMS:
+            raise ValueError(
+                f"{sorted(unknown)} are no algorithms for tokens; these are: {', '.join(sorted(ALGORITHMS))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_can_be_checked(self) -> Self:
+        for url in filter(None, (self.jwt_issuer, self.jwt_jwks_url)):
+            checked_url(url)
+        if self.takes_tokens and not (self.jwt_issuer and self.jwt_audiences and self.jwt_allowed):
+            raise ValueError("tokens need ANABRANCH_JWT_ISSUER, ANABRANCH_JWT_AUDIENCE and ANABRANCH_JWT_ALGORITHMS")
         return self
 
     @model_validator(mode="after")
     def _strangers_are_asked(self) -> Self:
         told_twice = self.auth == "off" and self.auth_off_is_meant
-        if self.auth != "keys" and not told_twice and not is_loopback(self.http_host):
+        if not self.asks and not told_twice and not is_loopback(self.http_host):
             raise ValueError(
-                f"on {self.http_host!r} anybody could run pipelines: set ANABRANCH_AUTH=keys, listen on 127.0.0.1, or "
-                "say it twice: ANABRANCH_AUTH=off and ANABRANCH_AUTH_OFF_IS_MEANT=true"
+                f"on {self.http_host!r} anybody could run pipelines: set ANABRANCH_AUTH=keys (or jwt, both), listen on "
+                "127.0.0.1, or say it twice: ANABRANCH_AUTH=off and ANABRANCH_AUTH_OFF_IS_MEANT=true"
             )
         return self
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether API keys open anything."""
+        return self.auth in ("keys", "both")
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether an issuer's tokens open anything."""
+        return self.auth in ("jwt", "both")
+
+    @property
+    def asks(self) -> bool:
+        """Whether anybody is asked who he is."""
+        return self.takes_keys or self.takes_tokens
+
+    @property
+    def jwt_allowed(self) -> frozenset[str]:
+        """The signatures of tokens that are believed."""
+        return frozenset(_listed(self.jwt_algorithms))
+
+    @property
+    def jwt_audiences(self) -> list[str]:
+        """Who tokens are for, when they are for us."""
+        return _listed(self.jwt_audience)
 
     @property
     def orchestrator_group(self) -> str:
@@ -112,3 +174,7 @@ class GatewaySettings(Settings):
             cancel_grace_s=self.cancel_grace_s,
             max_losses=self.max_losses,
         )
+
+
+def _listed(text: str) -> list[str]:
+    return [each.strip() for each in text.split(",") if each.strip()]

@@ -105,3 +105,11 @@ STEPS_PER_TURN: Final = 256  # steps one decision may settle; a larger expansion
 
 MAX_API_KEYS: Final = 100_000
 """API keys that a gateway knows at once: some 60 MB of memory."""
+
+# What an OIDC issuer may send, and its clients.
+MAX_TOKEN_CHARS: Final = MAX_HEAD_LINE_BYTES  # a header carries it
+MAX_CLAIM_CHARS: Final = 255  # of a tenant or a subject: what OIDC allows a subject
+MAX_JWKS_BYTES: Final = 256 * KIB  # of an issuer's keys, or of its description; usual are 2 to 20 KiB
+MAX_JWKS_KEYS: Final = 100
+MIN_RSA_BITS: Final = 2048
+MAX_RSA_BITS: Final = 8192  # a signature is checked on the gateway's loop: 0.2 ms

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,12 +19,14 @@ from anabranch.services.gateway.api_keys import ApiKeys
 from anabranch.services.gateway.app import create_app
 from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.intake import Intake
+from anabranch.services.gateway.issuer import Issuer, IssuerKeys
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import Pressure
 from anabranch.services.gateway.rate_limit import OwnCounts, RateLimits, Window
 from anabranch.services.gateway.reads import AcceptedRuns, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.step_types import StepTypes
+from anabranch.services.gateway.tokens import Tokens
 from anabranch.services.gateway.waiting import Watches
 from anabranch.shared.contracts.messages import INBOX, StepTypeAnnounced, SubmitRun
 from anabranch.shared.runtime.listener import Listener
@@ -183,7 +185,9 @@ class _Server(TestServer):
 
 
 @asynccontextmanager
-async def a_gateway(redis: FakeRedis | None = None, **overrides: Any) -> AsyncIterator[Bench]:
+async def a_gateway(
+    redis: FakeRedis | None = None, *, monotonic_s: Callable[[], float] = time.monotonic, **overrides: Any
+) -> AsyncIterator[Bench]:
     unlimited = {"rate_limit": 0, "read_rate_limit": 0, "request_log": 0}
     settings = GatewaySettings(instance="test", **(unlimited | overrides))
     registry = CollectorRegistry()
@@ -194,6 +198,8 @@ async def a_gateway(redis: FakeRedis | None = None, **overrides: Any) -> AsyncIt
     step_types.complete = True
     api_keys = ApiKeys()
     api_keys.complete = True
+    issuer = Issuer(settings.jwt_issuer, settings.jwt_jwks_url)
+    issuer_keys = IssuerKeys(issuer.keys, settings.jwt_allowed, metrics, get_logger(), monotonic_s=monotonic_s)
     log, redis, keys = FakeLog(), redis or FakeRedis(), RedisKeys("pipelines")
     pressure = Pressure(log, settings, metrics)
     pressure.measured(0)
@@ -204,7 +210,7 @@ async def a_gateway(redis: FakeRedis | None = None, **overrides: Any) -> AsyncIt
         settings=settings, log=get_logger(), metrics=metrics, step_types=step_types, pressure=pressure,
         intake=Intake(log, reads, accepted, settings, metrics, now_s=time.time), reads=reads, watches=watches,
         rate_limits=RateLimits(FakeCounts(redis), keys, settings, metrics),
-        api_keys=api_keys,
+        api_keys=api_keys, tokens=Tokens(issuer_keys, settings),
     )  # fmt: skip
     add_ops_routes(app, Readiness(), registry)
     async with TestClient(_Server(app)) as client:

@@ -7,7 +7,7 @@ from anabranch.services.gateway import keys
 from anabranch.services.gateway.addresses import Addresses, counted_address, networks_of
 from anabranch.services.gateway.answering import problems, refusal
 from anabranch.services.gateway.api_keys import ApiKeys
-from anabranch.services.gateway.authentication import Doors, authentication
+from anabranch.services.gateway.authentication import Doors, authentication, permission
 from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.crowd import limits
 from anabranch.services.gateway.headers import add_headers
@@ -46,7 +46,9 @@ def create_app(
 ) -> web.Application:
     """Return the application; nothing in it starts or stops anything."""
     addresses = Addresses(networks_of(settings.trusted_proxies))
-    doors = Doors(api_keys if settings.takes_keys else None, tokens if settings.takes_tokens else None)
+    doors = Doors(
+        api_keys if settings.takes_keys else None, tokens if settings.takes_tokens else None, rate_limits, metrics
+    )
     around = [  # the outermost first
         request_log(addresses, log, metrics, share=settings.request_log),
         packing(),
@@ -55,6 +57,7 @@ def create_app(
         limits(settings.max_requests, settings.max_requests_of_client, metrics),
         authentication(doors if settings.asks else None, settings.default_tenant),
         rate_limit(rate_limits, metrics),
+        permission(),
     ]
     app = web.Application(middlewares=around, client_max_size=MAX_BODY_BYTES)
     app.on_response_prepare.append(add_headers)

@@ -97,7 +97,7 @@ def _swagger_ui() -> Path:
 
 async def openapi(request: web.Request) -> web.Response:
     """`GET /openapi.json`."""
-    return _openapi(request.app[keys.SETTINGS].auth == "keys").answer(request)
+    return _openapi(request.app[keys.SETTINGS].asks).answer(request)
 
 
 async def pipeline_schema(request: web.Request) -> web.Response:

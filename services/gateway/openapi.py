@@ -105,12 +105,12 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
 }
 _SECURITY: Final = {
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key as a bearer token."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a token of the configured issuer."},
 }
 
 
 def openapi_document(*, asks_for_keys: bool) -> dict[str, Any]:
-    """Return the document; `asks_for_keys`: requests without a key are refused by this gateway."""
+    """Return the document; `asks_for_keys`: requests without credentials are refused by this gateway."""
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():
         paths.setdefault(path, {})[method.lower()] = _operation(method, path, operation, asks_for_keys)

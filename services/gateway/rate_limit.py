@@ -133,6 +133,7 @@ class RateLimits:
         self._own = OwnCounts()
         self._key = redis_keys.rate_limit
         self._default = {RouteClass.CHANGE: settings.rate_limit, RouteClass.READ: settings.read_rate_limit}
+        self._failures = settings.auth_failure_limit
         self._of_tenant: Mapping[str, Mapping[str, int]] = {
             tenant: {str(name): limit for name, limit in own.items()}
             for tenant, own in settings.tenant_rate_limits.items()
@@ -150,10 +151,15 @@ class RateLimits:
 
     async def take(self, route_class: RouteClass, tenant: str, client: str) -> Standing | None:
         """Count a request; None when it is not limited."""
-        limit = self.limit(route_class, tenant)
+        return await self._take(self.limit(route_class, tenant), self._key(route_class.value, tenant, client))
+
+    async def take_failure(self, address: str) -> Standing | None:
+        """Count credentials that do not work; None when they are not limited."""
+        return await self._take(self._failures, self._key("failure", "", address))
+
+    async def _take(self, limit: int, key: str) -> Standing | None:
         if limit == 0:
             return None
-        key = self._key(route_class.value, tenant, client)
         while (asking := self._asking.get(key)) is not None:
             await asking.wait()
         return self._from_memory(key) or await self._ask(key, limit)
@@ -223,17 +229,22 @@ def rate_limit(limits: RateLimits, metrics: GatewayMetrics) -> Middleware:
 
     @web.middleware
     async def limited(request: web.Request, handler: Handler) -> web.StreamResponse:
-        route_class = class_of(request)
-        standing = await limits.take(route_class, tenant_of(request), client_of(request))
-        if standing is None:
-            return await handler(request)
-        request[keys.HEADERS].update(standing.headers(route_class.value))
-        if not standing.allowed:
-            metrics.rate_limited(route_class.value)
-            raise _too_many(route_class, standing)
+        await count(request, limits, metrics)
         return await handler(request)
 
     return limited
+
+
+async def count(request: web.Request, limits: RateLimits, metrics: GatewayMetrics) -> None:
+    """Count a request for its client. Raises a 429 problem when it is one too many."""
+    route_class = class_of(request)
+    standing = await limits.take(route_class, tenant_of(request), client_of(request))
+    if standing is None:
+        return
+    request[keys.HEADERS].update(standing.headers(route_class.value))
+    if not standing.allowed:
+        metrics.rate_limited(route_class.value)
+        raise _too_many(route_class, standing)
 
 
 def _too_many(route_class: RouteClass, standing: Standing) -> ProblemError:

@@ -68,6 +68,9 @@ class GatewaySettings(Settings):
         60, ge=0, description="Requests a minute that submit or change something, of one client; 0 is no limit."
     )
     read_rate_limit: int = Field(600, ge=0, description="Requests a minute that read, of one client; 0 is no limit.")
+    auth_failure_limit: int = Field(
+        30, ge=0, description="Credentials a minute that do not work, from one address; 0 is no limit."
+    )
     tenant_rate_limits: dict[str, dict[Literal["change", "read"], Annotated[int, Field(ge=0)]]] = Field(
         {},
         description='Limits of the clients of some tenants, as JSON: `{"acme": {"change": 600, "read": 6000}}`.',

@@ -12,8 +12,8 @@ MUTANTS: Final = (
     Mutant(
         "no client is refused",
         f"{_GATEWAY}/rate_limit.py",
-        "        if not standing.allowed:\n            metrics",
-        "        if False:\n            metrics",
+        "    if not standing.allowed:\n        metrics",
+        "    if False:\n        metrics",
         f"{_SECURITY}/test_rate_limit.py",
     ),
     Mutant(
@@ -91,7 +91,7 @@ MUTANTS: Final = (
     Mutant(
         "every scope opens every route",
         f"{_GATEWAY}/authentication.py",
-        "        if scope is not None and not principal.may(scope):",
+        "        if principal is not None and scope is not None and not principal.may(scope):",
         "        if False:",
         f"{_SECURITY}/test_api_keys.py",
     ),
@@ -114,6 +114,13 @@ MUTANTS: Final = (
         f"{_GATEWAY}/tokens.py",
         "        if not isinstance(algorithm, str) or algorithm not in self._algorithms:",
         "        if not isinstance(algorithm, str):",
+        f"{_SECURITY}/test_tokens.py",
+    ),
+    Mutant(
+        "a key is for algorithms that are not allowed",
+        f"{_GATEWAY}/issuer.py",
+        "            key = _key(jwk, algorithm) if algorithm in algorithms else None",
+        "            key = _key(jwk, algorithm)",
         f"{_SECURITY}/test_tokens.py",
     ),
     Mutant(
@@ -227,6 +234,34 @@ MUTANTS: Final = (
         '        if document.get("issuer") != self._issuer:',
         "        if False:",
         f"{_SECURITY}/test_tokens.py",
+    ),
+    Mutant(
+        "keys may be guessed without end",
+        f"{_GATEWAY}/guesses.py",
+        "        if standing is not None and not standing.allowed:",
+        "        if False:",
+        f"{_SECURITY}/test_guesses.py",
+    ),
+    Mutant(
+        "whoever guessed too often is looked at",
+        f"{_GATEWAY}/guesses.py",
+        "        elif self._worked.get(hash((address, given))) is None:",
+        "        elif False:",
+        f"{_SECURITY}/test_guesses.py",
+    ),
+    Mutant(
+        "a guess locks the neighbours out",
+        f"{_GATEWAY}/guesses.py",
+        "        elif self._worked.get(hash((address, given))) is None:",
+        "        else:",
+        f"{_SECURITY}/test_guesses.py",
+    ),
+    Mutant(
+        "requests without a key are not counted",
+        f"{_GATEWAY}/authentication.py",
+        "            await count(request, self._limits, self._metrics)",
+        "            pass",
+        f"{_SECURITY}/test_guesses.py",
     ),
     Mutant(
         "a projected run is everybody's",

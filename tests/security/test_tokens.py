@@ -223,7 +223,10 @@ async def test_while_the_issuer_is_away_its_keys_go_on_working() -> None:
         issuer.status = 500
         answer = await gateway.client.get("/v1/step-types", headers={"Authorization": f"Bearer {a_token()}"})
         assert (answer.status, answer.headers["Retry-After"]) == (503, "10")
-        assert await status(gateway, "garbage") == 401
+        asked = issuer.asked
+        clock.s += COOLDOWN_S
+        for nobodys in ("garbage", by_hand({"alg": "HS256", "kid": "one"}, secret=pem_of("one", "ES256"))):
+            assert (await status(gateway, nobodys), issuer.asked) == (401, asked)
         issuer.status = 200
         clock.s += COOLDOWN_S
         assert await status(gateway, a_token()) == 200

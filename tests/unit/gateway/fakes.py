@@ -188,7 +188,7 @@ class _Server(TestServer):
 async def a_gateway(
     redis: FakeRedis | None = None, *, monotonic_s: Callable[[], float] = time.monotonic, **overrides: Any
 ) -> AsyncIterator[Bench]:
-    unlimited = {"rate_limit": 0, "read_rate_limit": 0, "request_log": 0}
+    unlimited = {"rate_limit": 0, "read_rate_limit": 0, "auth_failure_limit": 0, "request_log": 0}
     settings = GatewaySettings(instance="test", **(unlimited | overrides))
     registry = CollectorRegistry()
     metrics = GatewayMetrics(registry)

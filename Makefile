@@ -44,6 +44,10 @@ fuzz: $(INSTALLED) ## Draw what nobody has sent yet, for an hour (FUZZ_MINUTES=6
 hostile: $(INSTALLED) ## Attack a running stack for ten minutes (HOSTILE_MINUTES=10 HOSTILE_SEED=0)
 	@$(BIN)/python -m tests.hostile
 
+.PHONY: schemathesis
+schemathesis: $(INSTALLED) ## Draw requests from the OpenAPI document for a whole stack (SCHEMATHESIS_EXAMPLES=500)
+	@$(BIN)/python -m tests.contract
+
 .PHONY: mutants-security
 mutants-security: $(INSTALLED) ## Take out each guard against strangers, and see a test go red for it
 	@$(BIN)/python -m tests.mutants

@@ -32,6 +32,8 @@ class SubmissionDocument(BaseModel):
 class AcceptedDocument(BaseModel):
     """A run that was accepted."""
 
+    model_config = ConfigDict(extra="forbid")  # tells it from a whole run
+
     id: str
     status: RunStatus
 

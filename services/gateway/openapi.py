@@ -17,7 +17,7 @@ from anabranch.shared.contracts.spec import PipelineSpec, closed
 
 JSON: Final = "application/json"
 YAML: Final = "application/yaml"
-Content = type[BaseModel] | str  # a model as JSON, or a media type of its own
+Content = type[BaseModel] | str | tuple[type[BaseModel], ...]  # a model as JSON, a media type, or one of some models
 
 _ANYWHERE: Final = (
     Kind.BAD_REQUEST, Kind.METHOD_NOT_ALLOWED, Kind.EXPECTATION_FAILED, Kind.TOO_SLOW, Kind.HEAD_TOO_LARGE,
@@ -36,16 +36,21 @@ class Operation:
     takes: type[BaseModel] | None = None
     parameters: tuple[str, ...] = ()
     problems: tuple[Kind, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()  # what takes the id of the run that is answered
 
 
 # By method and path as in the URL table; a test compares.
 OPERATIONS: Final = {
     ("POST", "/v1/runs"): Operation(
         "Submit a run",
-        {202: ("Kafka has the run", answers.AcceptedDocument), 200: ("It has ended", answers.AcceptedDocument)},
+        {
+            202: ("Kafka has the run; with `wait`, the run as it is", (answers.AcceptedDocument, answers.RunDocument)),
+            200: ("It has ended; with `wait`, the run", (answers.AcceptedDocument, answers.RunDocument)),
+        },
         takes=answers.SubmissionDocument,
         parameters=("wait", "key", "trace"),
         problems=(Kind.KEY_REUSED, Kind.OUTCOME_UNKNOWN),
+        links=(("GET", "/v1/runs/{id}"), ("POST", "/v1/runs/{id}/cancel")),
     ),
     ("GET", "/v1/runs/{id}"): Operation(
         "Read a run", {200: ("The run", answers.RunDocument)}, parameters=("id", "wait"), problems=(Kind.NOT_FOUND,)
@@ -81,8 +86,9 @@ OPERATIONS: Final = {
     ("GET", "/metrics"): Operation("Read the metrics", {200: ("In Prometheus' format", "text/plain")}),
 }
 
+_RUN_ID: Final = {"type": "string", "format": "uuid"}
 _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
-    "id": {"name": "id", "in": "path", "required": True, "description": "The run.", "schema": {"type": "string"}},
+    "id": {"name": "id", "in": "path", "required": True, "description": "The run.", "schema": _RUN_ID},
     "asset": {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}},
     "wait": {
         "name": "wait",
@@ -133,7 +139,7 @@ def openapi_document(*, asks_for_keys: bool) -> dict[str, Any]:
 
 def _operation(method: str, path: str, operation: Operation, asks_for_keys: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "operationId": f"{method.lower()} {path}",
+        "operationId": _id_of(method, path),
         "summary": operation.summary,
         "security": _security(method, path, asks_for_keys),
         "responses": _answers(operation),
@@ -163,16 +169,36 @@ def _security(method: str, path: str, asks_for_keys: bool) -> list[dict[str, lis
 
 
 def _answers(operation: Operation) -> dict[str, Any]:
+    links = {
+        _id_of(*route): {"operationId": _id_of(*route), "parameters": {"id": "$response.body#/id"}}
+        for route in operation.links
+    }
     return {
-        str(status): {"description": words, "content": _content(content)}
+        str(status): {"description": words, "content": _content(content)} | ({"links": links} if links else {})
         for status, (words, content) in operation.answers.items()
     }
+
+
+def _id_of(method: str, path: str) -> str:
+    return f"{method.lower()} {path}"
 
 
 def _content(content: Content) -> dict[str, Any]:
     if isinstance(content, str):
         return {content: {}}
-    return {JSON: {"schema": {"$ref": f"#/components/schemas/{content.__name__}"}}}
+    if isinstance(content, tuple):
+        return {JSON: {"schema": {"oneOf": [_reference(each) for each in content]}}}
+    return {JSON: {"schema": _reference(content)}}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _models(content: Content) -> tuple[type[BaseModel], ...]:
+    if isinstance(content, str):
+        return ()
+    return content if isinstance(content, tuple) else (content,)
 
 
 def _problems(kinds: Iterable[Kind]) -> dict[str, Any]:
@@ -199,9 +225,10 @@ def _problems(kinds: Iterable[Kind]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    models = {each for operation in OPERATIONS.values() for _, each in operation.answers.values()}
+    contents = [content for operation in OPERATIONS.values() for _, content in operation.answers.values()]
+    models = {model for content in contents for model in _models(content)}
     models |= {each.takes for each in OPERATIONS.values() if each.takes is not None} | {answers.ProblemDocument}
-    named = sorted((each for each in models if not isinstance(each, str)), key=lambda model: model.__name__)
+    named = sorted(models, key=lambda model: model.__name__)
     _, schema = models_json_schema(
         [(model, "validation") for model in named], ref_template="#/components/schemas/{model}"
     )

@@ -14,6 +14,7 @@ from anabranch.deploy.local.aot import REJECTED, AotCache
 from anabranch.deploy.local.ports import HOST, free_port
 from anabranch.deploy.local.process import Child, spawn
 from anabranch.deploy.local.server import LocalServer, ServerFailedError, Stopwatch
+from anabranch.shared.runtime.settings import without_secrets
 
 LOG4J = Path(__file__).with_name("log4j2.properties")
 
@@ -246,7 +247,8 @@ def _java_home() -> Path:
 def _java_environment() -> dict[str, str]:
     """The environment without what would change the JVM's flags, and with few malloc arenas: more only cost memory."""
     foreign = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH", "JAVA_HOME")
-    return {key: value for key, value in os.environ.items() if key not in foreign} | {"MALLOC_ARENA_MAX": "2"}
+    own = {key: value for key, value in without_secrets(os.environ).items() if key not in foreign}
+    return own | {"MALLOC_ARENA_MAX": "2"}
 
 
 def _cluster_id() -> str:

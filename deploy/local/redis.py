@@ -7,6 +7,7 @@ from pathlib import Path
 from anabranch.deploy.local.ports import HOST
 from anabranch.deploy.local.process import Child, spawn
 from anabranch.deploy.local.server import LocalServer
+from anabranch.shared.runtime.settings import without_secrets
 
 # Nothing in Redis is the only copy: it caches what the log can tell again. Snapshots and a graceful stop's save keep a
 # restart warm; an append-only file would cost a write per command to protect what nobody misses.
@@ -44,7 +45,9 @@ class LocalRedis(LocalServer):
         self._config.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
 
     async def _spawn(self) -> Child:
-        return await spawn([_binary(), str(self._config)], env=os.environ, cwd=self.data_dir, log=self.log_path)
+        return await spawn(
+            [_binary(), str(self._config)], env=without_secrets(os.environ), cwd=self.data_dir, log=self.log_path
+        )
 
     async def _answers(self) -> bool:
         reader, writer = await asyncio.open_connection(HOST, self.port)

@@ -11,6 +11,7 @@ from pathlib import Path
 from anabranch.deploy.local.console import Console
 from anabranch.deploy.local.ports import HOST, free_port
 from anabranch.deploy.local.process import Child, spawn
+from anabranch.shared.runtime.settings import without_secrets
 
 POLL_S = 0.05
 LAST_LINES = 20
@@ -152,6 +153,7 @@ async def answers_ready(port: int) -> bool:
     return status.split(b" ")[1:2] == [b"200"]
 
 
-def inherited(extra: Mapping[str, str]) -> dict[str, str]:
+def inherited(extra: Mapping[str, str], *, has_secrets: bool = True) -> dict[str, str]:
     """The environment of this process with more in it; what a service prints arrives at once."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1", **extra}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **extra}
+    return environment if has_secrets else without_secrets(environment)

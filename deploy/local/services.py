@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 
 GATEWAY = "gateway"
+ENGINE = (GATEWAY, "orchestrator", "history")  # all others serve step types
 STEP_TYPES = ("http", "sql", "html", "notify", "simulate")
 
 

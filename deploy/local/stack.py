@@ -21,7 +21,7 @@ from anabranch.deploy.local.ports import free_port
 from anabranch.deploy.local.redis import LocalRedis
 from anabranch.deploy.local.server import LocalServer
 from anabranch.deploy.local.service_process import ServiceProcess, inherited
-from anabranch.deploy.local.services import GATEWAY, Service, anabranch_services
+from anabranch.deploy.local.services import ENGINE, GATEWAY, Service, anabranch_services
 from anabranch.deploy.local.supervisor import (
     RESTART_DELAY_S,
     RestartBudget,
@@ -236,7 +236,10 @@ class LocalStack:
             name,
             configured.role,
             command=configured.command,
-            env=inherited({**self._common_env(), **self._role_env.get(configured.role, {}), **env}),
+            env=inherited(
+                {**self._common_env(), **self._role_env.get(configured.role, {}), **env},
+                has_secrets=configured.role not in ENGINE,
+            ),
             log=self.home.path / "logs" / f"{name}.log",
             console=self._console,
             port=free_port(preferred=(self._port or None) if is_gateway else None, besides=taken),

@@ -7,6 +7,7 @@ import orjson
 from pydantic_core import to_json
 from structlog.typing import FilteringBoundLogger
 
+from anabranch.shared.contracts.hiding import NOTHING_HIDDEN
 from anabranch.shared.contracts.ids import idempotency_key
 from anabranch.shared.contracts.limits import MAX_NESTING, MAX_PROGRESS_BYTES
 from anabranch.shared.contracts.nesting import is_too_deep
@@ -19,7 +20,9 @@ class StepContext:
     `resource` is what the step type's lifespan opened.
     """
 
-    __slots__ = ("_clock", "_log", "_progress", "attempt", "deadline", "resource", "run_id", "step", "tenant")
+    __slots__ = (
+        "_clock", "_log", "_progress", "attempt", "deadline", "hiding", "resource", "run_id", "step", "tenant",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class StepContext:
         self.tenant = tenant
         self.deadline = deadline
         self.resource = resource
+        self.hiding = NOTHING_HIDDEN  # the secrets in its input
         self._progress: Any = None
         self._clock = clock
         self._log = log
@@ -76,4 +80,4 @@ class StepContext:
         plain = orjson.loads(encoded)
         if is_too_deep(plain):
             raise ValueError(f"progress of {self.step} is nested deeper than {MAX_NESTING} levels")
-        self._progress = plain
+        self._progress = self.hiding.told(plain)

@@ -11,17 +11,18 @@ a coroutine is given that nobody runs any more.
 import asyncio
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic
 
 import orjson
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.step_type import In, Out, StepType
 from anabranch.services.steps.turns import Turns
 from anabranch.shared.contracts.errors import ErrorType, RetryableError, TerminalError
+from anabranch.shared.contracts.hiding import Hiding
 from anabranch.shared.contracts.limits import (
     MAX_ERROR_DETAILS_BYTES,
     MAX_ERROR_MESSAGE_CHARS,
@@ -117,6 +118,30 @@ class Guard(Generic[In, Out]):
             return not_json(error)
         except BaseException as error:  # noqa: BLE001  a serializer raises what it likes
             return not_json(error) if _is_said_of_values(error) else failure_of(error)
+
+
+def hidden(outcome: Outcome, hiding: Hiding) -> Outcome:
+    """Return an outcome without the secrets that its attempt was given."""
+    if not hiding.values:
+        return outcome
+    if type(outcome) is Failure:
+        return hidden_failure(outcome, hiding)
+    assert isinstance(outcome, Returned)
+    try:
+        plain = from_json(to_json(outcome.value, inf_nan_mode="null"))
+    except BaseException as error:  # noqa: BLE001  `model_dump` may be the user's own: it returns what it likes
+        return hidden_failure(not_json(error), hiding)
+    return Returned(hiding.output(plain))
+
+
+def hidden_failure(failure: Failure, hiding: Hiding) -> Failure:
+    """Return a failure without the secrets that its attempt was given, nor pieces of them where it was cut."""
+    return replace(
+        failure,
+        error_type=hiding.text(failure.error_type)[:MAX_ERROR_TYPE_CHARS],
+        message=hiding.text(failure.message),
+        details=hiding.told(failure.details),
+    )
 
 
 def not_json(error: BaseException) -> Failure:

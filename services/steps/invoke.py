@@ -22,6 +22,9 @@ from anabranch.services.steps.step_type import StepType
 from anabranch.services.steps.turns import Turns
 from anabranch.services.steps.worker import Invoke
 from anabranch.shared.contracts.errors import AnabranchError
+from anabranch.shared.contracts.hiding import Hiding
+from anabranch.shared.runtime.log import configure_logging, hide_from_logs
+from anabranch.shared.runtime.settings import Settings
 
 
 class HandlerProcessDied(AnabranchError):
@@ -66,6 +69,7 @@ class _Attempt:
     attempt: int
     tenant: str
     remaining_s: float
+    hidden: tuple[str, ...]
 
 
 class _InProcess:
@@ -77,7 +81,9 @@ class _InProcess:
         self._pool = self._new_pool()
 
     async def __call__(self, given: object, context: StepContext) -> Outcome:
-        about = _Attempt(context.run_id, context.step, context.attempt, context.tenant, context.remaining_s())
+        about = _Attempt(
+            context.run_id, context.step, context.attempt, context.tenant, context.remaining_s(), context.hiding.values
+        )
         pool = self._pool
         try:
             answer = await asyncio.get_running_loop().run_in_executor(
@@ -112,10 +118,13 @@ def _run_in_process(module: str, name: str, given: object, about: _Attempt) -> b
         clock=time.monotonic,
         log=structlog.get_logger(),
     )
+    context.hiding = Hiding(about.hidden)
+    hide_from_logs(context.hiding)
     return to_bytes(guard.here(given, context))
 
 
 @lru_cache(maxsize=1)  # a process serves one type
 def _guard_of(module: str, name: str) -> Guard[Any, Any]:
     step_type: StepType[Any, Any] = getattr(importlib.import_module(module), name)
+    configure_logging(f"steps.{step_type.name}", Settings())
     return Guard(step_type)

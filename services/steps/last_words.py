@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from anabranch.shared.contracts.limits import MAX_ERROR_MESSAGE_CHARS
 from anabranch.shared.contracts.text import writable
 from anabranch.shared.contracts.urls import redacted
+from anabranch.shared.runtime.log import hidden_from_logs
 from anabranch.shared.runtime.redis import RedisKeys, redis_arguments
 from anabranch.shared.runtime.settings import Settings
 
@@ -46,7 +47,7 @@ def predecessor_of(settings: Settings) -> tuple[str, str] | None:
 
 def say_last_words(settings: Settings, worker: str, why: str) -> None:
     """Write why a worker ends, from a process whose event loop cannot be relied on. It takes no longer than it may."""
-    words = writable(redacted(why))[:_CHARS]
+    words = writable(redacted(hidden_from_logs(why)))[:_CHARS]
     writing = threading.Thread(target=_write, args=(settings, worker, words), name="last words", daemon=True)
     writing.start()
     writing.join(_WITHIN_S)

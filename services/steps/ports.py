@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from anabranch.shared.contracts.codec import Headers
 from anabranch.shared.contracts.errors import AnabranchError
+from anabranch.shared.contracts.secrets import SecretText
 
 
 class CommandRecord(NamedTuple):
@@ -144,6 +145,13 @@ class Memory(Protocol):
 
     async def remember(self, notes: Sequence[Note]) -> None:
         """Write the notes; each is kept for the result retention from now."""
+
+
+class Secrets(Protocol):
+    """The secrets that this service was given."""
+
+    async def values(self, tenant: str, texts: Sequence[SecretText]) -> dict[str, str]:
+        """Return those that the texts name, by name. Raises `TerminalError` for one that is not there."""
 
 
 class MemoryUnavailable(AnabranchError):

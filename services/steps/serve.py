@@ -17,6 +17,7 @@ from anabranch.services.steps.last_words import predecessor_of, say_last_words
 from anabranch.services.steps.metrics import WorkerMetrics
 from anabranch.services.steps.ports import MemoryUnavailable
 from anabranch.services.steps.redis_memory import RedisMemory
+from anabranch.services.steps.secrets import ServiceSecrets
 from anabranch.services.steps.settings import StepServiceSettings
 from anabranch.services.steps.step_type import StepType
 from anabranch.services.steps.turns import Turns
@@ -86,6 +87,7 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
             turns=turns,
             invoke=await stack.enter_async_context(invoker(step_type, numbers.concurrency, turns)),
             resource=await stack.enter_async_context(_resource_of(step_type, service)),
+            secrets=ServiceSecrets(step_type.name, settings),
         )
         service.ready_when("membership", lambda: commands.is_member or "waiting for its share of the commands")
         service.ready_when("taking", lambda: worker.is_taking or "takes no commands")

@@ -1,6 +1,7 @@
 """The numbers of a worker, each with the reason for its value."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pydantic import Field
@@ -50,6 +51,22 @@ class StepServiceSettings(Settings):
         30.0, gt=0, description="Seconds a step outlives its worker's silence before another attempt."
     )
     lease_grace_s: float = Field(1.0, gt=0, description="Seconds a handler may be busy before its step is leased.")
+
+    secrets_dir: Path | None = Field(
+        None,
+        description="Directory with a file per secret, as Kubernetes mounts them: `<tenant>/<NAME>`, "
+        "and `<NAME>` for the default tenant.",
+    )
+    secrets_allow: str = Field(
+        "*",
+        description="Of the secrets that this service has, those that steps may name: "
+        "`API_*, http:GITHUB_TOKEN` are names, after a colon those for one step type.",
+    )
+    default_tenant: str = Field(
+        "default",
+        min_length=1,
+        description="Whose secrets are those that lie beside the tenants' directories, and `ANABRANCH_SECRET_<NAME>`.",
+    )
 
     def worker(self, *, concurrency: int) -> WorkerSettings:
         """Return the worker's numbers, for a type that says how many handlers may run at once."""

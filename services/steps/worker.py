@@ -16,7 +16,7 @@ of `run`, and the process ends; what it had in hand comes again.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import replace
@@ -29,7 +29,7 @@ from anabranch.services.steps import answers
 from anabranch.services.steps.attempt import Attempt, Ending
 from anabranch.services.steps.cancellations import Cancellations
 from anabranch.services.steps.context import StepContext
-from anabranch.services.steps.guard import Failure, Guard, Outcome, Returned, failure_of
+from anabranch.services.steps.guard import Failure, Guard, Outcome, Returned, failure_of, hidden, hidden_failure
 from anabranch.services.steps.lately import Lately
 from anabranch.services.steps.leases import Leases
 from anabranch.services.steps.metrics import Facts
@@ -46,8 +46,10 @@ from anabranch.services.steps.ports import (
     Note,
     Remembered,
     Results,
+    Secrets,
     Take,
 )
+from anabranch.services.steps.secrets import NoSecrets, with_secrets
 from anabranch.services.steps.sending import NothingSettles, Sending
 from anabranch.services.steps.settings import WorkerSettings
 from anabranch.services.steps.step_type import In, Out, StepType
@@ -56,10 +58,13 @@ from anabranch.services.steps.turns import Turns
 from anabranch.shared.contracts.codec import Encoded, Undecodable, decode, headers_of, trace_id_or
 from anabranch.shared.contracts.dead_letters import letter_key
 from anabranch.shared.contracts.errors import AnabranchError
+from anabranch.shared.contracts.hiding import Hiding
 from anabranch.shared.contracts.ids import attempt_id
 from anabranch.shared.contracts.messages import COMMANDS, AttemptStarted, RunStep
 from anabranch.shared.contracts.partitioner import partition_of
+from anabranch.shared.contracts.secrets import SecretText
 from anabranch.shared.contracts.topics import TopicNames
+from anabranch.shared.runtime.log import hide_from_logs
 
 Invoke = Callable[[object, StepContext], Awaitable[Outcome]]
 """Runs one attempt: from the input of its command to an outcome."""
@@ -93,6 +98,7 @@ class Worker(Generic[In, Out]):
         turns: Turns | None = None,
         invoke: Invoke | None = None,
         resource: Any = None,
+        secrets: Secrets | None = None,
     ) -> None:
         self._type = step_type
         self._name = name
@@ -108,6 +114,7 @@ class Worker(Generic[In, Out]):
         self._turns = turns or Turns()
         self._invoke: Invoke = invoke or Guard(step_type, self._turns).in_loop
         self._resource = resource
+        self._secrets = secrets or NoSecrets(step_type.name)
 
         self._sending = Sending(results)
         self._notes = Notes(memory, settings, log)
@@ -400,7 +407,9 @@ class Worker(Generic[In, Out]):
             self._log.warning("an attempt was cancelled that nobody asked to end", attempt_id=attempt.id)
         task, failure = asyncio.current_task(), failure_of(error)
         was_cancelled = task is not None and task.cancelling() > 0  # else the handler raised it
-        return replace(failure, message=_UNASKED) if was_cancelled and not failure.message else failure
+        if was_cancelled and not failure.message:
+            return replace(failure, message=_UNASKED)
+        return failure if attempt.context is None else hidden_failure(failure, attempt.context.hiding)
 
     def _conclude(self, attempt: Attempt, answer: answers.Answer | None) -> None:
         if answer is not None:
@@ -429,13 +438,23 @@ class Worker(Generic[In, Out]):
     async def _handled(self, attempt: Attempt) -> answers.Answer | None:
         context = self._start(attempt)
         try:
-            outcome = await self._invoke(attempt.command.input, context)
+            given = attempt.command.input
+            if attempt.command.secrets:
+                given = await self._with_secrets(attempt.command, attempt.command.secrets, context)
+            outcome = hidden(await self._invoke(given, context), context.hiding)
         except Exception as error:  # noqa: BLE001  the process that ran it died, for instance
-            outcome = failure_of(error)
+            outcome = hidden(failure_of(error), context.hiding)
         if type(outcome) is Returned:  # it did succeed, also if it was told to stop
             return answers.succeeded(attempt.command, outcome.value, self._duration_ms(attempt))
         assert isinstance(outcome, Failure)
         return self._ended(attempt, outcome)
+
+    async def _with_secrets(self, command: RunStep, texts: Sequence[SecretText], context: StepContext) -> Any:
+        """Return the input with its secrets; from here on nothing that is said of the attempt has them in it."""
+        values = await self._secrets.values(command.tenant, texts)
+        context.hiding = Hiding(values.values())
+        hide_from_logs(context.hiding)
+        return with_secrets(command.input, texts, values)
 
     def _ended(self, attempt: Attempt, failure: Failure | None) -> answers.Answer | None:
         """Return the answer of an attempt that failed, or was ended: then for what reason, counts."""

@@ -26,6 +26,7 @@ from anabranch.shared.contracts.programs import (
     kind_of,
     status_variable,
 )
+from anabranch.shared.contracts.secrets import SecretText, secret_named
 from anabranch.shared.contracts.source import pointer_to
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Meter",
     "RetryCondition",
     "RunValues",
+    "SecretText",
     "Template",
     "as_text",
     "canonical_json",
@@ -176,6 +178,21 @@ class _Text:
 
 
 @dataclass(frozen=True)
+class _WithSecrets:
+    """A string with names of secrets in it: what is known of it is put beside the value, in which nothing is there."""
+
+    at: str
+    names: tuple[str, ...]
+    texts: tuple[_Text, ...]  # before, between and behind them
+
+    def render(self, run: "_Rendering") -> None:
+        parts = [self.texts[0].render(run)]
+        for name, text in zip(self.names, self.texts[1:], strict=True):
+            parts += (name, text.render(run))
+        run.secrets.append(SecretText(self.at, tuple(parts)))
+
+
+@dataclass(frozen=True)
 class _Object:
     """A map in which at least one value is not literal."""
 
@@ -195,7 +212,7 @@ class _List:
         return [_rendered(value, run) for value in self.items]
 
 
-_PLANS: Final = (_Whole, _Text, _Object, _List)
+_PLANS: Final = (_Whole, _Text, _WithSecrets, _Object, _List)
 
 
 def _rendered(value: Any, run: "_Rendering") -> Any:
@@ -205,12 +222,13 @@ def _rendered(value: Any, run: "_Rendering") -> Any:
 class _Rendering:
     """One rendering: the context, how much the results weigh so far, and what they cost."""
 
-    __slots__ = ("_bytes", "_context", "cost")
+    __slots__ = ("_bytes", "_context", "cost", "secrets")
 
-    def __init__(self, context: Mapping[str, Any]) -> None:
+    def __init__(self, context: Mapping[str, Any], secrets: list[SecretText]) -> None:
         self._context = context
         self._bytes = 0
         self.cost = 0
+        self.secrets = secrets
 
     def charge(self, cost: int) -> None:
         """Add to what the expressions of the template cost."""
@@ -264,14 +282,16 @@ class Template:
         """The paths that the expressions name. Compiles them, so it raises `InvalidExpressionError`."""
         return frozenset().union(*(one.program.paths for one in self.expressions))
 
-    def render(self, context: Mapping[str, Any], meter: Meter | None = None) -> Any:
+    def render(
+        self, context: Mapping[str, Any], meter: Meter | None = None, secrets: list[SecretText] | None = None
+    ) -> Any:
         """Return the value with every expression replaced by its result; `meter` is charged with what they cost.
 
-        Raises `ExpressionError`.
+        A text with secrets in it is null in the value, and added to `secrets`. Raises `ExpressionError`.
         """
         if self._plan is self.value:
             return self._plan
-        rendering = _Rendering(context)
+        rendering = _Rendering(context, [] if secrets is None else secrets)
         try:
             return _rendered(self._plan, rendering)
         finally:  # once for all of them, and for what was too much as well
@@ -279,12 +299,14 @@ class Template:
                 meter.charge(rendering.cost)
 
 
-def compile_template(value: Any, environment: Environment = PIPELINE, pointer: str = "") -> Template:
+def compile_template(
+    value: Any, environment: Environment = PIPELINE, pointer: str = "", *, may_name_secrets: bool = False
+) -> Template:
     """Return the template of a JSON value that stands at `pointer`.
 
     Expressions are compiled when first needed. Raises `ExpressionError`, with its pointer, for a `${{` without `}}`.
     """
-    slices = template_in_slices(value, environment, pointer)
+    slices = template_in_slices(value, environment, pointer, may_name_secrets=may_name_secrets)
     while True:
         try:
             next(slices)
@@ -294,14 +316,23 @@ def compile_template(value: Any, environment: Environment = PIPELINE, pointer: s
 
 
 def template_in_slices(
-    value: Any, environment: Environment = PIPELINE, pointer: str = ""
+    value: Any, environment: Environment = PIPELINE, pointer: str = "", *, may_name_secrets: bool = False
 ) -> Generator[None, None, Template]:
     """Do what `compile_template` does, and yield on the way."""
     if not _may_hold_expressions(value):
         return Template(value, (), value)
-    found: list[Embedded] = []
-    plan = yield from _plan(value, environment, pointer, found)
-    return Template(value, tuple(found), plan)
+    language = _Language(environment, may_name_secrets, [])
+    plan = yield from _plan(value, language, pointer)
+    return Template(value, tuple(language.found), plan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Language:
+    """What the expressions of a template may name; those that were found."""
+
+    environment: Environment
+    has_secrets: bool
+    found: list[Embedded]
 
 
 _VALUES_PER_SLICE: Final = 256
@@ -315,20 +346,20 @@ def _may_hold_expressions(value: Any) -> bool:
         return True
 
 
-def _plan(value: Any, environment: Environment, pointer: str, found: list[Embedded]) -> Generator[None, None, Any]:
+def _plan(value: Any, language: _Language, pointer: str) -> Generator[None, None, Any]:
     if isinstance(value, str):
-        return _plan_text(value, environment, pointer, found) if "${{" in value else value
+        return _plan_text(value, language, pointer) if "${{" in value else value
     if isinstance(value, dict):
-        planned = yield from _plan_those(value.items(), environment, pointer, found)
+        planned = yield from _plan_those(value.items(), language, pointer)
         return _Object({**value, **planned}) if planned else value
     if isinstance(value, list):
-        planned = yield from _plan_those(enumerate(value), environment, pointer, found)
+        planned = yield from _plan_those(enumerate(value), language, pointer)
         return _List(tuple(planned.get(i, v) for i, v in enumerate(value))) if planned else value
     return value
 
 
 def _plan_those(
-    values: Iterable[tuple[Any, Any]], environment: Environment, pointer: str, found: list[Embedded]
+    values: Iterable[tuple[Any, Any]], language: _Language, pointer: str
 ) -> Generator[None, None, dict[Any, Any]]:
     """Return the plans of those of the values that are not literal."""
     planned: dict[Any, Any] = {}
@@ -336,21 +367,33 @@ def _plan_those(
         if number % _VALUES_PER_SLICE == 0:
             yield
         if ("${{" in value) if isinstance(value, str) else (value and isinstance(value, dict | list)):
-            plan = yield from _plan(value, environment, pointer + pointer_to(key), found)
+            plan = yield from _plan(value, language, pointer + pointer_to(key))
             if plan is not value:
                 planned[key] = plan
     return planned
 
 
-def _plan_text(text: str, environment: Environment, pointer: str, found: list[Embedded]) -> Any:
+def _plan_text(text: str, language: _Language, pointer: str) -> Any:
     try:
         split = split_text(text)
     except InvalidExpressionError as error:
         raise ExpressionError(error.message, pointer) from error
-    parts: list[str | Embedded] = []
+    names: list[str] = []
+    texts: list[list[str | Embedded]] = [[]]
     for part, offset in split:
-        parts.append(part if offset is None else Embedded(part, pointer, offset, environment))
-    found.extend(part for part in parts if isinstance(part, Embedded))
+        name = None if offset is None or not language.has_secrets else secret_named(part)
+        if name is not None:
+            names.append(name)
+            texts.append([])
+        else:
+            texts[-1].append(part if offset is None else Embedded(part, pointer, offset, language.environment))
+    language.found.extend(part for parts in texts for part in parts if isinstance(part, Embedded))
+    if names:
+        return _WithSecrets(pointer, tuple(names), tuple(_Text(tuple(parts)) for parts in texts))
+    return _planned(texts[0])
+
+
+def _planned(parts: list[str | Embedded]) -> Any:
     if len(parts) == 1 and isinstance(parts[0], Embedded):
         return _Whole(parts[0])
     return _Text(tuple(parts)) if any(isinstance(part, Embedded) for part in parts) else "".join(map(str, parts))

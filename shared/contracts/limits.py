@@ -53,6 +53,10 @@ MAX_ANNOUNCED_BYTES: Final = 8 * MIB  # of all types together
 # What a step may hold. A command carries one input, a result one output.
 MAX_STEP_INPUT_BYTES: Final = 1 * MIB
 MAX_STEP_OUTPUT_BYTES: Final = 1 * MIB
+MAX_SECRET_BYTES: Final = (
+    16 * KIB
+)  # a chain of certificates, the key of a service account; each is looked for in answers
+MIN_HIDDEN_CHARS: Final = 4  # of a secret: a shorter one is in every text, and is hidden only where it is all of it
 MAX_HTML_NESTING: Final = 512  # of a document that `html` reads: what browsers build, parsing takes its square
 MAX_SELECTORS: Final = 256  # of one `html` step: each goes through the whole document
 MAX_SELECTOR_CHARS: Final = 1_000  # a hundred times what people write

@@ -17,6 +17,7 @@ from anabranch.shared.contracts.limits import (
     MAX_CANCEL_REASON_CHARS,
     MAX_WAIT_S,
 )
+from anabranch.shared.contracts.secrets import SecretText
 
 RunId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]{0,63}$")]
 """A run's id where a run begins: it is part of keys and of other ids, so it must not hold what parts them."""
@@ -235,6 +236,7 @@ class RunStep(Message):
     uses: str
     tenant: str
     input: Any = None
+    secrets: tuple[SecretText, ...] | None = None  # where in the input they belong; there it holds null
     timeout_s: float
     at_ms: Milliseconds
     trace_id: str = ""

@@ -36,6 +36,7 @@ from anabranch.shared.contracts.limits import (
     MAX_MACRO_ITERATIONS,
     MAX_NESTING,
 )
+from anabranch.shared.contracts.secrets import SECRETS, why_no_secret
 from anabranch.shared.contracts.text import writable
 
 Path = tuple[str, ...]
@@ -455,6 +456,8 @@ def _nearest(name: str, source: str, environment: Environment) -> str:
     dashed = dashed_step(source)
     if dashed and name.partition(".")[0] in dashed.split("-"):
         return f"; a step with a dash is steps['{dashed}']"
+    if name.partition(".")[0] == SECRETS:
+        return why_no_secret(source)
     names = [*environment.variables, *_FUNCTIONS]
     if environment.has_status_functions:
         names += STATUS_FUNCTIONS

@@ -38,6 +38,7 @@ from anabranch.shared.contracts.programs import (
 )
 from anabranch.shared.contracts.report import Budget, Full, InvalidInputs, InvalidPipeline, Report
 from anabranch.shared.contracts.schemas import Schema, SchemaError, Violation, compile_schema
+from anabranch.shared.contracts.secrets import secret_named
 from anabranch.shared.contracts.source import Source, pointer_to
 from anabranch.shared.contracts.spec import MAX_INPUTS, MAX_RETRY_ON, PipelineSpec, parse_spec, parse_steps
 from anabranch.shared.contracts.weights import expression_cost
@@ -54,6 +55,7 @@ BUILT_IN: Final[Mapping[str, InputSchema]] = {
     }
 }
 NOT_YET_TYPES: Final = frozenset(("approval", "wait", "pipeline"))
+_OF_THE_ENGINE: Final = NOT_YET_TYPES | BUILT_IN.keys()  # no step service: nobody resolves a secret for them
 NOT_YET_PIPELINE: Final = ("max_parallel", "finally", "concurrency")
 NOT_YET_STEP: Final = (
     "total_timeout",
@@ -400,6 +402,9 @@ class _Checker:
         except SchemaError as error:
             self._report.add(pointer + pointer_to(*error.path), f"not a JSON Schema: {error.message}")
             return
+        for text, place in self._texts(schema.get("default"), pointer + "/default", has_keys=True):
+            if _names_secret(text):
+                self._report.add(place, "a secret cannot be an input: name it in the `with` of the step that needs it")
         if "default" in schema:
             for violation in compiled.violations(schema["default"], spend):
                 place = pointer + pointer_to("default", *violation.path)
@@ -483,7 +488,8 @@ class _Checker:
     # -- expressions
 
     def _step_expressions(self, step: str, body: dict[str, Any], pointer: str) -> None:
-        for program, place in self._programs(body.get("with"), pointer + "/with"):
+        has_secrets = isinstance(body.get("uses"), str) and body["uses"] not in _OF_THE_ENGINE
+        for program, place in self._programs(body.get("with"), pointer + "/with", has_secrets=has_secrets):
             self._references(program, step, place)
         condition = body.get("if")
         if isinstance(condition, str):
@@ -508,14 +514,17 @@ class _Checker:
             self._report.add(pointer, f"a condition is true or false, this gives {program.returns.lower()}")
         return program
 
-    def _programs(self, value: Any, pointer: str) -> Iterator[tuple[Program, str]]:
+    def _programs(self, value: Any, pointer: str, *, has_secrets: bool = False) -> Iterator[tuple[Program, str]]:
         for text, place in self._texts(value, pointer):
             for part, offset in self._split(text, place):
-                program = None if offset is None else self._compile(part, PIPELINE, place, text, offset)
+                if offset is None or (has_secrets and secret_named(part) is not None):
+                    continue
+                program = self._compile(part, PIPELINE, place, text, offset)
                 if program is not None:
                     yield program, place
 
-    def _texts(self, value: Any, pointer: str) -> Iterator[tuple[str, str]]:
+    def _texts(self, value: Any, pointer: str, *, has_keys: bool = False) -> Iterator[tuple[str, str]]:
+        """Yield the texts with expressions, and their places. `has_keys`: of such a key there is nothing to say."""
         todo: list[tuple[Any, _Place | None]] = [(value, None)]
         while todo:
             one, place = todo.pop()
@@ -526,7 +535,7 @@ class _Checker:
                 todo.extend((one[at], (place, at)) for at in reversed(range(len(one))))
             elif isinstance(one, dict):
                 for key, item in reversed(one.items()):
-                    if "${{" in key:
+                    if "${{" in key and not has_keys:
                         self._report.add(pointer + _pointer_of((place, key)), "an expression in a key is not evaluated")
                     todo.append((item, (place, key)))
 
@@ -618,6 +627,13 @@ def _is_expression(value: Any) -> bool:
     return isinstance(value, str) and "${{" in value
 
 
+def _names_secret(text: str) -> bool:
+    try:
+        return any(offset is not None and secret_named(part) is not None for part, offset in split_text(text))
+    except InvalidExpressionError:  # which is said where expressions are compiled
+        return False
+
+
 def _is_decided(violation: Violation, value: Any, waiting: dict[int, bool]) -> bool:
     """Return whether no expression can still make it right: names and types of containers are known before.
 
@@ -626,7 +642,7 @@ def _is_decided(violation: Violation, value: Any, waiting: dict[int, bool]) -> b
     for part in violation.path:
         value = value[part]
     if _is_expression(value):
-        return False
+        return violation.keyword == "type" and _names_secret(value)  # whatever it is, it is a text
     if violation.keyword in _DECIDED_BY_NAMES:
         return True
     if id(value) not in waiting:

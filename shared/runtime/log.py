@@ -15,6 +15,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor, WrappedLogger
 
+from anabranch.shared.contracts.hiding import Hiding
 from anabranch.shared.contracts.text import printable, writable
 from anabranch.shared.contracts.urls import redacted, redacted_value
 from anabranch.shared.runtime.settings import Settings
@@ -27,6 +28,7 @@ _REMEMBERED: Final = 1000
 # A traceback of fifty frames has some 8,000 characters; of what is longer, the beginning and the end say most.
 MAX_VALUE_CHARS: Final = 8_000
 _MAX_VALUES: Final = 40  # of one line
+_MAX_SECRETS: Final = 200  # read lately: more than a step service is given
 _MAX_INTEGER: Final = 2**63 - 1
 
 
@@ -58,6 +60,24 @@ def get_logger(**bound: Any) -> FilteringBoundLogger:
     The level is decided here: a call below it costs an empty method.
     """
     return cast(FilteringBoundLogger, structlog.get_logger().bind(**bound))
+
+
+_hidings: dict[str, Hiding] = {}  # by value, the one last read at the end
+
+
+def hide_from_logs(hiding: Hiding) -> None:
+    """Have no line of this process show these values from here on."""
+    for value in hiding.values:
+        _hidings[value] = _hidings.pop(value) if value in _hidings else Hiding([value])
+    while len(_hidings) > _MAX_SECRETS:
+        del _hidings[next(iter(_hidings))]
+
+
+def hidden_from_logs(text: str) -> str:
+    """Return a text without the values that no line may show."""
+    for hiding in list(_hidings.values()):  # a handler in a thread may log as well
+        text = hiding.text(text)
+    return text
 
 
 class _ToStructlog(logging.Handler):
@@ -116,6 +136,8 @@ def _bounded(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
                 event[name] = _cut(value)
         elif not _is_scalar(value):
             event[name] = _bounded_object(value)
+        elif _hidings:
+            event[name] = _told(value)
     return event
 
 
@@ -139,7 +161,15 @@ def _bounded_object(value: Any) -> Any:
     if len(shown) > MAX_VALUE_CHARS:
         return _cut(shown.decode())
     value = orjson.loads(shown)
-    return redacted_value(value) if b"://" in shown else value
+    if b"://" in shown:
+        value = redacted_value(value)
+    return _told(value)
+
+
+def _told(value: Any) -> Any:
+    for hiding in list(_hidings.values()):
+        value = hiding.told(value)
+    return value
 
 
 def _shown(value: Any) -> str:
@@ -150,7 +180,7 @@ def _shown(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    text = redacted(text)  # before it is cut: of half a URL nobody could tell which part is a password
+    text = redacted(hidden_from_logs(text))  # before it is cut: of half a URL nobody could tell what a password is
     if len(text) > MAX_VALUE_CHARS:
         half = MAX_VALUE_CHARS // 2
         text = f"{text[:half]} … {len(text) - 2 * half} characters … {text[-half:]}"

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from anabranch.shared.contracts.topics import DEFAULT_PARTITIONS, DEFAULT_PREFIX, TopicNames
 
 PREFIX = "ANABRANCH_"
+SECRET_PREFIX = "ANABRANCH_SECRET_"  # noqa: S105  a secret of step services follows: no setting
 
 # The names that every tool of the trade uses.
 _UNPREFIXED = {
@@ -38,7 +39,9 @@ _UNPREFIXED = {
 }
 
 # Not of every service: read by the local stack, and by some step services of a whole installation that is told it.
-_OTHERS = frozenset({"ANABRANCH_API_KEY", "ANABRANCH_HOME", "ANABRANCH_HTTP_ALLOW"})
+_OTHERS = frozenset(
+    {"ANABRANCH_API_KEY", "ANABRANCH_HOME", "ANABRANCH_HTTP_ALLOW", "ANABRANCH_SECRETS_ALLOW", "ANABRANCH_SECRETS_DIR"}
+)
 
 
 def environment_names(field: str) -> tuple[str, ...]:
@@ -50,7 +53,16 @@ def environment_names(field: str) -> tuple[str, ...]:
 def unknown_names(settings: "type[Settings]", environment: Mapping[str, str]) -> list[str]:
     """Return the names in an environment that look like settings of ours but set nothing: a typing error, mostly."""
     known = {name for field in settings.model_fields for name in environment_names(field)} | _OTHERS
-    return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+    return sorted(
+        name
+        for name in environment
+        if name.startswith(PREFIX) and name not in known and not name.startswith(SECRET_PREFIX)
+    )
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a process that is no step service."""
+    return {name: value for name, value in environment.items() if not name.startswith(SECRET_PREFIX)}
 
 
 def _alias(field: str) -> AliasChoices:

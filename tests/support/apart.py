@@ -11,6 +11,7 @@ class Given(BaseModel):
     """What to do."""
 
     dies: bool = False
+    says: str = ""
 
 
 class Where(BaseModel):
@@ -25,6 +26,8 @@ class Where(BaseModel):
 def apart(given: Given, context: StepContext) -> Where:
     """Tell where this runs, or end the process."""
     context.heartbeat()
+    if given.says:
+        context.log.error(given.says)
     if given.dies:
         os._exit(9)
     return Where(thread=f"{context.remaining_s():.0f}", pid=os.getpid(), key=context.idempotency_key)

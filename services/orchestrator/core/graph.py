@@ -149,7 +149,7 @@ def _compiling_spec(spec: PipelineSpec, length: int) -> Generator[None, None, Pi
     dependents: list[list[int]] = [[] for _ in index]
     weight = _BYTES_PER_STEP * len(index) + _BYTES_PER_CHARACTER * length
     for i, (step_id, step) in enumerate(spec.steps.items()):
-        node = _compile_step(step_id, step, spec, index, (yield from template_in_slices(step.with_)))
+        node = _compile_step(step_id, step, spec, index, (yield from _compiling_input(step)))
         nodes.append(node)
         for need in node.needs:
             dependents[need].append(i)
@@ -171,6 +171,11 @@ def _compiling_spec(spec: PipelineSpec, length: int) -> Generator[None, None, Pi
         uses={node.id: node.uses for node in nodes},
         weight=weight,
     )
+
+
+def _compiling_input(step: StepSpec) -> Generator[None, None, Template]:
+    """Compile a `with`. Secrets are the step services': what the engine answers itself cannot have any."""
+    return (yield from template_in_slices(step.with_, may_name_secrets=step.uses != TRANSFORM))
 
 
 def _compiling_template(template: Template) -> Generator[None, None, int]:

@@ -6,7 +6,7 @@ it appended weighs `MAX_TURN_BYTES`; the rest goes on by a `ContinueRun` through
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
@@ -25,6 +25,7 @@ from anabranch.shared.contracts.expressions import (
     ExpressionError,
     RetryCondition,
     RunValues,
+    SecretText,
     Template,
     context_for,
     names_run,
@@ -223,14 +224,14 @@ def dispatch(turn: Turn, index: int, step: Step) -> None:
     """Send out the step's next attempt; answer it at once when the core serves its type."""
     node = turn.node(index)
     try:
-        value = node.input.render(_context(turn, node.input), turn.budget)
+        given = _given(turn, node)
     except ExpressionError as error:
         fail(turn, index, step.queued(turn.at), StepError.of(ErrorType.EXPRESSION_ERROR, f"`with`: {error}"))
         return
     if node.uses == TRANSFORM:
-        _finish_with(turn, index, step.queued(turn.at), turn.at, value.get("value"))
+        _finish_with(turn, index, step.queued(turn.at), turn.at, given.value.get("value"))
         return
-    record = _command(turn, node, step.attempt + 1, value)
+    record = _command(turn, node, step.attempt + 1, given)
     if words := _excess_of(record.value, MAX_STEP_INPUT_BYTES, around=1):
         fail(turn, index, step.queued(turn.at), _too_large("its input", words))
         return
@@ -271,11 +272,11 @@ def send_again(turn: Turn, index: int, step: Step) -> None:
         return
     node = turn.node(index)
     try:
-        value = node.input.render(_context(turn, node.input), turn.budget)
+        given = _given(turn, node)
     except ExpressionError as error:
         fail(turn, index, step, StepError.of(ErrorType.EXPRESSION_ERROR, f"`with`: {error}"))
         return
-    record = _command(turn, node, step.attempt, value, at=step.queued_at, sending=step.refusals)
+    record = _command(turn, node, step.attempt, given, at=step.queued_at, sending=step.refusals)
     turn.append(Channel.COMMANDS, idempotency_key(turn.run.id, node.id), record, node.uses)
     turn.move(index, replace(step, due_at=None))
 
@@ -284,14 +285,27 @@ def _shortened(reason: str) -> str:
     return reason[:_REASON_CHARS]
 
 
+class _Given(NamedTuple):
+    """What a step is given: its input, and where in it there are secrets."""
+
+    value: Any
+    secrets: list[SecretText]
+
+
+def _given(turn: Turn, node: Node) -> _Given:
+    """Render a step's `with`. Raises `ExpressionError`."""
+    secrets: list[SecretText] = []
+    return _Given(node.input.render(_context(turn, node.input), turn.budget, secrets), secrets)
+
+
 def _command(
-    turn: Turn, node: Node, attempt: int, value: Any, *, at: int | None = None, sending: int | None = None
+    turn: Turn, node: Node, attempt: int, given: _Given, *, at: int | None = None, sending: int | None = None
 ) -> Encoded:
     submission = turn.run.submission
     command = m.RunStep(
-        run_id=turn.run.id, step=node.id, attempt=attempt, uses=node.uses, tenant=submission.tenant, input=value,
+        run_id=turn.run.id, step=node.id, attempt=attempt, uses=node.uses, tenant=submission.tenant, input=given.value,
+        secrets=tuple(given.secrets) or None, trace_id=turn.trace_id, sending=sending,
         timeout_s=node.timeout_s or submission.settings.step_timeout_s, at_ms=at or turn.at,
-        trace_id=turn.trace_id, sending=sending,
     )  # fmt: skip
     return turn.encode(command, attempt_id(turn.run.id, node.id, attempt))
 
@@ -300,7 +314,7 @@ def dead_letter_command(turn: Turn, index: int, step: Step, error: StepError) ->
     """Keep the command that takes its workers down where an operator finds it."""
     node = turn.node(index)
     try:
-        record = _command(turn, node, step.attempt, node.input.render(_context(turn, node.input), turn.budget))
+        record = _command(turn, node, step.attempt, _given(turn, node))
     except ExpressionError:  # it was rendered once, so it is rendered again; without it there is nothing to keep
         return
     key = idempotency_key(turn.run.id, node.id)

@@ -19,6 +19,7 @@ from anabranch.services.steps.ports import (
     MemoryUnavailable,
     Note,
     Remembered,
+    Secrets,
     Take,
 )
 from anabranch.services.steps.settings import WorkerSettings
@@ -329,6 +330,7 @@ def a_world(
     worker_class: type[Worker[Any, Any]] = Worker,
     witness: Witness | None = None,
     invoke: Invoke | None = None,
+    secrets: Secrets | None = None,
     **settings: Any,
 ) -> World:
     """A world whose worker has not started."""
@@ -347,6 +349,7 @@ def a_world(
         log=structlog.get_logger(),
         settings=WorkerSettings(**settings),
         invoke=invoke,
+        secrets=secrets,
     )
     return World(worker, commands, results, memory, control, witness)
 

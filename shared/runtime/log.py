@@ -132,7 +132,7 @@ def _bounded(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
             del event[name]
     for name, value in event.items():
         if isinstance(value, str):
-            if not _is_plain(value):
+            if _hidings or not _is_plain(value):
                 event[name] = _cut(value)
         elif not _is_scalar(value):
             event[name] = _bounded_object(value)

@@ -1,11 +1,18 @@
-"""The two examples on the real stack, on the data that `make demo` reads."""
+"""The examples on the real stack, on the data that `make demo` reads."""
 
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from redis.asyncio import Redis
 
 from anabranch.client import AnabranchClient, Run
 from anabranch.deploy.local.stack import LocalStack
@@ -18,9 +25,19 @@ from serve import documented_modules, served  # noqa: E402
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+TOKEN = "s3cret/t0ken+of-orders"
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AnabranchClient]:
-    async with LocalStack(tmp_path_factory.mktemp("stack")) as stack, AnabranchClient(stack.gateway_url) as client:
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalStack]:
+    env = {"ANABRANCH_SECRET_ORDERS_TOKEN": TOKEN, "ANABRANCH_LOG_LEVEL": "debug"}
+    async with LocalStack(tmp_path_factory.mktemp("stack"), env=env) as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(stack: LocalStack) -> AsyncIterator[AnabranchClient]:
+    async with AnabranchClient(stack.gateway_url) as client:
         yield client
 
 
@@ -65,3 +82,85 @@ async def test_audit_finds_the_links_to_pages_that_nobody_wrote(client: Anabranc
     assert audit["score"] == 100 * (audit["checked"] - len(broken)) // audit["checked"]
     assert audit["unlisted"] == ["."]
     assert run.steps["sitemap"].attempt == 3, "it answers 503 twice"
+
+
+@asynccontextmanager
+async def a_private_service() -> AsyncIterator[tuple[str, list[str]]]:
+    """A service that wants the token, and repeats it wherever it can; under `/broken` it answers 500."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.headers["Authorization"])
+        said = {"orders": [1, 2], "you": asked[-1], "basic": b64encode(asked[-1].encode()).decode()}
+        status = 500 if request.path == "/broken" else 200 if asked[-1] == f"Bearer {TOKEN}" else 401
+        return web.json_response(said, status=status, headers={"X-Your": asked[-1]})
+
+    app = web.Application()
+    app.router.add_get("/{path}", answer)
+    async with TestServer(app) as server:
+        yield str(server.make_url("/")), asked
+
+
+async def test_a_secret_reaches_its_service_and_nobody_else(stack: LocalStack, client: AnabranchClient) -> None:
+    """Its value is in no record of any topic, under no key of Redis, in no line of a log and in no answer."""
+    async with a_private_service() as (url, asked):
+        run = await run_of(client, "private-api/orders.yaml", url=f"{url}orders")
+        broken = await run_of(client, "private-api/orders.yaml", url=f"{url}broken")
+    assert asked == [f"Bearer {TOKEN}"] * 2
+    assert (run.outputs or {})["orders"] == {"orders": [1, 2], "you": "Bearer ***", "basic": "QmVhcmVyIH***M="}
+    assert broken.status == "failed"
+    forms = [
+        TOKEN.encode(),
+        TOKEN.replace("/", "\\/").encode(),
+        TOKEN.replace("/", "%2F").encode(),
+        b64encode(TOKEN.encode())[:-2],
+    ]
+    for what, kept in [
+        *[(f"topic {topic}", records) for topic, records in (await everything_in_kafka(stack.bootstrap)).items()],
+        ("redis", await everything_in_redis(stack.redis_url)),
+        *[(str(path), path.read_bytes()) for path in (stack.home.path / "logs").iterdir()],
+        ("run", repr((run, broken)).encode()),
+    ]:
+        assert kept or "log" in what, f"{what}: nothing was found"
+        for form in forms:
+            assert form not in kept, what
+
+
+async def everything_in_kafka(bootstrap: str) -> dict[str, bytes]:
+    """Return all keys, values and headers, by topic; topics with nothing in them are left out."""
+    found: dict[str, bytes] = {}
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        topics = await admin.describe_topics()
+    finally:
+        await admin.close()
+    partitions = [
+        TopicPartition(topic["topic"], partition["partition"]) for topic in topics for partition in topic["partitions"]
+    ]
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap)
+    await consumer.start()
+    try:
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning()
+        ends = await consumer.end_offsets(partitions)
+        while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+            for partition, records in (await consumer.getmany(timeout_ms=1000)).items():
+                for record in records:
+                    parts = (record.key, record.value, *(value for _, value in record.headers))
+                    found[partition.topic] = found.get(partition.topic, b"") + b"\n".join(part or b"" for part in parts)
+    finally:
+        await consumer.stop()
+    return found
+
+
+async def everything_in_redis(url: str) -> bytes:
+    """Return all keys and their values."""
+    found = []
+    async with Redis.from_url(url) as redis:
+        async for key in redis.scan_iter():
+            kind = await redis.type(key)
+            value = await redis.hgetall(key) if kind == b"hash" else await redis.get(key) if kind == b"string" else None
+            assert value is not None, f"{key}: a {kind}, which this test cannot read"
+            found.append(repr((key, value)).encode())
+    return b"\n".join(found)

@@ -152,6 +152,7 @@ class Lanes:
         self._busy: set[int] = set()  # brokers that have a request of ours
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump_at: asyncio.Handle | None = None
+        self._is_pumped_next = False  # in the next turn of the loop
         self._asked_at = 0.0
         self._asking: asyncio.Task[None] | None = None
         self._appended = 0
@@ -192,10 +193,11 @@ class Lanes:
         self._unsettled.append(record)
         self.unacknowledged += 1
         self.unacknowledged_bytes += len(value)
-        if self._takes_no_more(lane):
+        if lane.why and self._takes_no_more(lane):
             self._refuse(lane, record, Refusal(lane.why))
-        else:
-            self._wait(lane, record)
+            return
+        self._wait(lane, record)
+        if lane.topic.leaders.get(lane.partition) not in self._busy:  # else its answer looks for more
             self._pump_soon()
 
     def acknowledged(self) -> "asyncio.Future[None]":
@@ -208,8 +210,6 @@ class Lanes:
         return done
 
     def _takes_no_more(self, lane: _Lane) -> bool:
-        if not lane.why:
-            return False
         is_full = len(lane.waiting) >= _MAX_WAITING or self.unacknowledged_bytes >= _MAX_WAITING_BYTES
         return is_full or self._loop.time() < lane.closed_until
 
@@ -302,16 +302,17 @@ class Lanes:
     # 2. Out.
 
     def _pump_soon(self, after_s: float = 0.0) -> None:
-        if self._is_stopped:
+        if self._is_stopped or self._is_pumped_next:
             return
         if self._pump_at is not None:
             if after_s:
                 return
             self._pump_at.cancel()
+        self._is_pumped_next = not after_s
         self._pump_at = self._loop.call_later(after_s, self._pump) if after_s else self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        self._pump_at = None
+        self._pump_at, self._is_pumped_next = None, False
         now = self._loop.time()
         requests: dict[int, list[_Lane]] = {}
         unled: dict[str, _Topic] = {}
@@ -385,8 +386,7 @@ class Lanes:
         if topic.is_closed and not any(other.closed_times for other in topic.lanes.values()):
             topic.is_closed = False
             self._watcher.opened(topic.name)
-        for record in settled:
-            self._settle(record)
+        self._settle(settled)
 
     def _is_too_large(self, lane: _Lane, error: type[KafkaError]) -> None:
         if len(lane.sent) > 1:  # the limit is a batch's: each record alone may fit
@@ -437,12 +437,13 @@ class Lanes:
         self.refusals += 1
         self._watcher.refused(lane.topic.name)
         record.refused(why)
-        self._settle(record)
+        self._settle((record,))
 
-    def _settle(self, record: _Record) -> None:
-        record.is_settled = True
-        self.unacknowledged -= 1
-        self.unacknowledged_bytes -= len(record.value)
+    def _settle(self, records: tuple[_Record, ...]) -> None:
+        for record in records:
+            record.is_settled = True
+            self.unacknowledged_bytes -= len(record.value)
+        self.unacknowledged -= len(records)
         while self._unsettled and self._unsettled[0].is_settled:
             self._unsettled.popleft()
         oldest = self._unsettled[0].number if self._unsettled else self._appended + 1

@@ -241,7 +241,8 @@ class PartitionTask:
     # --- 2. decide ------------------------------------------------------------------------------------------------
 
     async def _decide_all(self, records: Sequence[InboxRecord]) -> None:
-        self._yielded_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._yielded_at = loop.time()
         if records and not self._since_checkpoint:
             self._checkpoint_due = self._yielded_at + self._pace.checkpoint_s
         for record in records:
@@ -254,8 +255,8 @@ class PartitionTask:
             if self._is_heavy:
                 self._checkpoint_if_due()
                 await self._hold_back()
-            if self._is_to_yield:
-                await self._yield_if_due()
+            if loop.time() - self._yielded_at > _YIELD_AFTER_S:
+                await self._yield()
 
     async def _awaken_all(self) -> None:
         """Do for every run that was restored what is otherwise done when it is first decided on."""
@@ -276,23 +277,20 @@ class PartitionTask:
 
     async def _in_slices(self, slices: Generator[None, None, T]) -> T:
         """Run it to its end, and let the others have their turn on the way."""
-        self._yielded_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        self._yielded_at = loop.time()
         while True:
             try:
                 next(slices)
             except StopIteration as done:
                 value: T = done.value
                 return value
-            await self._yield_if_due()
+            if loop.time() - self._yielded_at > _YIELD_AFTER_S:
+                await self._yield()
 
-    async def _yield_if_due(self) -> None:
-        if self._is_to_yield:
-            await asyncio.sleep(0)
-            self._yielded_at = asyncio.get_running_loop().time()
-
-    @property
-    def _is_to_yield(self) -> bool:
-        return asyncio.get_running_loop().time() - self._yielded_at > _YIELD_AFTER_S
+    async def _yield(self) -> None:
+        await asyncio.sleep(0)
+        self._yielded_at = asyncio.get_running_loop().time()
 
     def _handle(self, record: InboxRecord, message: m.InboxMessage | Undecodable) -> None:
         if isinstance(message, Undecodable):

@@ -138,12 +138,18 @@ class Cost:
 
     def of(self, context: Mapping[str, Any]) -> int | None:
         """Return the cost of an evaluation with this context; None when it is more than `MAX_EXPRESSION_COST`."""
-        if self.when_small is not None and all(_is_small(value_at(context, path)) for path in self.paths):
+        if self.when_small is not None and self._are_small(context):
             return self.when_small
         try:
             return self._run(_Run(context))
         except TooExpensive:
             return None
+
+    def _are_small(self, context: Mapping[str, Any]) -> bool:
+        for path in self.paths:  # noqa: SIM110  `all` costs each evaluation a generator
+            if not _is_small(value_at(context, path)):
+                return False
+        return True
 
     def _cost_when_small(self) -> int | None:
         run = _Run({}, dict.fromkeys(self.paths, _SMALL))

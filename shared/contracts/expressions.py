@@ -252,12 +252,13 @@ class _Rendering:
         return value
 
 
+_CONTAINERS: Final = (list, dict)
 _WEIGHED: Final = 4  # units: a byte of a result is made JSON to be weighed, and again to be sent
 
 
 def _weight(value: Any) -> tuple[int, int]:
     """Return the bytes of a result, and what it costs to make it JSON."""
-    if isinstance(value, list | dict):
+    if type(value) in _CONTAINERS:
         written = orjson.dumps(value)
         return len(written), _WEIGHED * len(written) + cost_of_parts(written)
     weight = len(value) if isinstance(value, str) else 8

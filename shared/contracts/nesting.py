@@ -48,7 +48,7 @@ def is_text_too_deep(encoded: bytes, limit: int = MAX_NESTING) -> bool:
     Few brackets answer it at once. Else what holds nothing is taken out of the text, level by level: a walk through the
     value takes ten times as long.
     """
-    if encoded.count(b"[") + encoded.count(b"{") <= limit:
+    if len(encoded) <= 2 * limit or encoded.count(b"{") + encoded.count(b"[") <= limit:  # a level takes two
         return False
     brackets = _TEXTS.sub(b"", encoded).translate(_AS_LISTS, _NO_BRACKETS)
     for _ in range(limit):

@@ -456,7 +456,9 @@ def excess(value: Any, limit: int) -> str | None:
 
 def _excess_of(written: bytes, limit: int, *, around: int = 0) -> str | None:
     """Return what is too much about JSON, with what is `around` levels deep around it."""
-    return _larger_than(written, limit) or (_TOO_DEEP if is_text_too_deep(written, MAX_NESTING + around) else None)
+    if len(written) > limit:
+        return _larger_than(written, limit)
+    return _TOO_DEEP if is_text_too_deep(written, MAX_NESTING + around) else None
 
 
 def _larger_than(written: bytes, limit: int) -> str | None:

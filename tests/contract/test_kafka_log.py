@@ -147,7 +147,7 @@ class TestKafkaLog(LogContract):
         for each in (log, other):
             await each.seek(None)
         await bench.arrive_at_once(0, [b"x" * 300] * 4)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(log._buffer) < 4:
                 await asyncio.sleep(0.01)
         assert bench._reader._reader._positions == {}

@@ -77,7 +77,7 @@ stack = LocalStack(Path(sys.argv[1]), services=fakes(Path(sys.argv[2])), console
 sys.exit(asyncio.run(run_stack(stack, console)))
 """
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 async def test_a_child_that_dies_is_started_again_and_the_stack_says_so(orders: Path, tmp_path: Path) -> None:

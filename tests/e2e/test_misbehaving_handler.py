@@ -168,13 +168,13 @@ async def test_a_handler_that_exits_interrupts_or_cancels_itself_fails_its_attem
         await service.until_ready()
         acts = ("sys.exit", "interrupt", "next", "cancel-itself", "close", "well")
         await command(settings, [(act, act, 0) for act in acts])
-        assert await answers(settings, acts, 30) == {
+        assert await answers(settings, acts, 60) == {
             "sys.exit": "SystemExit", "interrupt": "KeyboardInterrupt", "next": "StopIteration",
             "cancel-itself": "CancelledError", "close": "RuntimeError", "well": "AttemptSucceeded",
         }  # fmt: skip
         assert await service.readiness() == 200
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 30) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ async def test_a_handler_that_ends_its_worker_ends_it_at_once(
         await service.until_ready()
         await command(settings, [("bomb", act, 0)])
         sent = time.monotonic()
-        assert await asyncio.wait_for(process.wait(), 20) == code
+        assert await asyncio.wait_for(process.wait(), 60) == code
         print(f"\n{act}: ended with {code} {time.monotonic() - sent:.2f} s after its command was sent")
     words = (tmp_path / "log").read_text()
     if code == 1:
@@ -260,5 +260,5 @@ async def test_a_lifespan_that_exits_at_the_end_is_said_too(settings: Settings, 
         process = await service.start()
         await service.until_ready()
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 30) == 1
+        assert await asyncio.wait_for(process.wait(), 60) == 1
     assert "the lifespan of misbehaving raised SystemExit" in (tmp_path / "log").read_text()

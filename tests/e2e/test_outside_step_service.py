@@ -58,9 +58,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def environment(wheels: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with both wheels in it; the dependencies are those of the suite's own environment."""
     place = tmp_path_factory.mktemp("outside")
-    subprocess.run([sys.executable, "-m", "venv", str(place / "env")], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", str(place / "env")], check=True, timeout=120)
     python = place / "env" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *map(str, wheels)], check=True, timeout=60)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *map(str, wheels)], check=True, timeout=120)
     (packages,) = (place / "env" / "lib").glob("python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return place / "env"
@@ -81,7 +81,7 @@ def test_the_installed_package_is_the_one_that_is_used(environment: Path) -> Non
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         cwd=environment,
     ).stdout
     assert Path(printed.strip()).is_relative_to(environment)
@@ -107,7 +107,7 @@ async def test_the_example_announces_its_type_serves_it_and_stops(environment: P
                 run_id=RUN, step="hello", attempt=1, output={"text": "HELLO!"}, duration_ms=answer.duration_ms
             )
             process.terminate()
-            assert await asyncio.wait_for(process.wait(), 20) == 0
+            assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 @asynccontextmanager
@@ -147,7 +147,7 @@ async def first_of(settings: Settings, topic: str, partitions: int, adapter: Any
         every = [TopicPartition(topic, number) for number in range(partitions)]
         consumer.assign(every)
         await consumer.seek_to_beginning(*every)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return decode(adapter, (await consumer.getone()).value)
     finally:
         await consumer.stop()

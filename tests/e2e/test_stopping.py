@@ -24,7 +24,7 @@ async def test_sigterm_ends_a_service_that_waits_for_kafka(service: str) -> None
     }
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", f"anabranch.services.{service}", env=env)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await _until_it_answers(f"http://127.0.0.1:{port}/healthz")
             process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0

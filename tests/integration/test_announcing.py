@@ -83,7 +83,7 @@ async def announced(settings: Settings) -> list[bytes | None]:
 
 async def until_stands(settings: Settings, value: bytes, count: int) -> None:
     """Return when `value` stands last, of at least `count` records."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(found := await announced(settings)) < count or found[-1] != value:
             await asyncio.sleep(0.1)
 
@@ -122,5 +122,5 @@ async def test_command_topic_that_was_deleted_ends_the_process(
     await admin.start()
     await admin.delete_topics([settings.topics.steps("say")])
     await admin.close()
-    assert isinstance(await asyncio.wait_for(service.failed, 30), CommandTopicGone)
+    assert isinstance(await asyncio.wait_for(service.failed, 60), CommandTopicGone)
     await service.stop()

@@ -62,7 +62,7 @@ class Installation:
         self.outbox.append(self.settings.topics.inbox, partition, run_id.encode(), record.value, record.headers)
         return run_id
 
-    async def until_ended(self, *runs: str, within_s: float = 30.0) -> None:
+    async def until_ended(self, *runs: str, within_s: float = 60) -> None:
         """Return when these runs have succeeded."""
         await eventually(lambda: _so(all(run in self.ends for run in runs)), within_s, self.orchestrator.words)
         assert {self.ends[run].status for run in runs} == {"succeeded"}

@@ -129,13 +129,13 @@ async def test_largest_records_of_all_partitions_fit(settings: Settings, outbox:
     for partition in range(4):
         for topic in (settings.topics.inbox, settings.topics.run_events):
             outbox.append(topic, partition, b"key", value, HEADERS)
-    await asyncio.wait_for(outbox.acknowledged(), 20)
+    await asyncio.wait_for(outbox.acknowledged(), 60)
     assert [len(records) for records in (await everything_in(settings, settings.topics.inbox)).values()] == [1] * 4
 
 
 async def test_topic_that_does_not_exist_does_not_hold_up_the_others(settings: Settings, outbox: Outbox) -> None:
     outbox.append("nowhere", 0, b"key", b"1", HEADERS)
-    await asyncio.wait_for(outbox.append_and_wait(settings.topics.inbox, 0, b"key", b"2", HEADERS), 5)
+    await asyncio.wait_for(outbox.append_and_wait(settings.topics.inbox, 0, b"key", b"2", HEADERS), 60)
     with pytest.raises(AppendFailed, match="1 records unacknowledged"):
         await outbox.stop(Deadline.after(0.1))
 
@@ -143,7 +143,7 @@ async def test_topic_that_does_not_exist_does_not_hold_up_the_others(settings: S
 async def test_partition_that_does_not_exist_fails_the_outbox(settings: Settings, outbox: Outbox) -> None:
     outbox.append(settings.topics.inbox, 99, b"key", b"1", HEADERS)
     with pytest.raises(AppendFailed, match="inbox-99"):
-        await asyncio.wait_for(asyncio.shield(outbox.failed), 5)
+        await asyncio.wait_for(asyncio.shield(outbox.failed), 60)
     with pytest.raises(AppendFailed):
         await outbox.stop(Deadline.after(0.1))
 
@@ -188,6 +188,6 @@ async def test_records_survive_a_broker_that_ends_and_returns_once_each_in_order
         await append_for(0.5)
         await returns
 
-    await asyncio.wait_for(outbox.acknowledged(), 30)
+    await asyncio.wait_for(outbox.acknowledged(), 60)
     found = await everything_in(settings, topic)
     assert [found[partition] for partition in range(4)] == sent

@@ -112,7 +112,7 @@ class Reading:
     async def ended(self) -> None:
         """Wait until the reading ends, and raise what ended it."""
         assert self._running is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self._running
 
     async def stop(self) -> None:
@@ -127,7 +127,7 @@ class Reading:
     def values(self, partition: int = 0) -> list[bytes | None]:
         return [record.value for record in self.records[partition]]
 
-    async def until(self, condition: Callable[[], bool], within_s: float = 30) -> None:
+    async def until(self, condition: Callable[[], bool], within_s: float = 60) -> None:
         """Wait until what was delivered meets a condition; fail at once when the reading has ended."""
         assert self._running is not None
         async with asyncio.timeout(within_s):
@@ -143,7 +143,7 @@ class Reading:
         """Wait until this is the last record of the partition."""
         await self.until(lambda: self.values(partition)[-1:] == [value])
 
-    async def until_all_of(self, log: Log, within_s: float = 30) -> None:
+    async def until_all_of(self, log: Log, within_s: float = 60) -> None:
         """Wait until as many records came of each partition as were appended, and see that they are those."""
         await self.until(
             lambda: all(len(self.records[p]) >= len(values) for p, values in log.appended.items()), within_s

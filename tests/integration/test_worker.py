@@ -209,7 +209,7 @@ async def committed(settings: StepServiceSettings) -> int:
         await consumer.stop()
 
 
-async def until(condition: Any, within_s: float = 30) -> None:
+async def until(condition: Any, within_s: float = 60) -> None:
     """Wait for a condition, a function or a coroutine function."""
     async with asyncio.timeout(within_s):
         while True:
@@ -364,7 +364,7 @@ class Member:
 
     async def take_until(self, condition: Any, max_records: int = 1000) -> None:
         """Take until a condition holds of what was taken since."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             since = len(self.taken)
             while not condition(self.taken[since:]):
                 await self.take(max_records)

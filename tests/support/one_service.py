@@ -14,7 +14,7 @@ import aiohttp
 from anabranch.deploy.local.ports import free_port
 from anabranch.deploy.local.process import Child, spawn
 
-READY_S = 30.0
+READY_S = 60.0
 
 
 class OneService:
@@ -87,7 +87,7 @@ class OneService:
             return False
 
 
-async def eventually(condition: Callable[[], Any], within_s: float = 15.0, words: Callable[[], str] = str) -> Any:
+async def eventually(condition: Callable[[], Any], within_s: float = 60.0, words: Callable[[], str] = str) -> Any:
     """Return what an async condition answers once it is true; fail when it is not so in time."""
     try:
         async with asyncio.timeout(within_s):

@@ -107,7 +107,7 @@ async def test_cancelling_one_who_waits_leaves_the_others_waiting(
     one, other = outbox.acknowledged(), outbox.acknowledged()
     one.cancel()
     (await producer.take())[0].done(0)
-    await asyncio.wait_for(other, 1)
+    await asyncio.wait_for(other, 60)
 
 
 async def test_whoever_waits_for_a_record_is_told_its_own_offset(
@@ -170,7 +170,7 @@ async def test_full_queue_is_waited_for_as_long_as_it_takes(started: Callable[..
 
     for _ in range(2):
         (await producer.take())[0].done(0)
-    await asyncio.wait_for(outbox.acknowledged(), 1)
+    await asyncio.wait_for(outbox.acknowledged(), 60)
 
 
 async def test_record_without_an_answer_fails_the_outbox_after_the_delivery_timeout(

@@ -57,4 +57,4 @@ async def test_who_gave_up_as_the_turn_came_gives_it_back() -> None:
     room.give_back(10)
     gone.cancel()
     await turns()
-    assert await asyncio.wait_for(room.take(10), 20) == 10
+    assert await asyncio.wait_for(room.take(10), 60) == 10

@@ -383,7 +383,7 @@ async def reading(leaders: dict[int, int] | None = None, **offsets: int) -> Asyn
     for name, offset in offsets.items():
         one.reader.seek(int(name[1:]), offset)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             yield one
     finally:
         one.running.cancel()

@@ -77,7 +77,7 @@ MONSTERS = [
 ]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("made", MONSTERS)
 def test_an_exception_of_very_many_parts_is_a_failure_at_once(made: Callable[[], Exception]) -> None:
     """A handler that raises it fails its attempt, and the failure has a type and a text."""
@@ -87,7 +87,7 @@ def test_an_exception_of_very_many_parts_is_a_failure_at_once(made: Callable[[],
     assert failure.error_type in failure.details["traceback"]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("made", MONSTERS)
 def test_an_exception_of_very_many_parts_is_logged_at_once(
     made: Callable[[], Exception], capfdbinary: pytest.CaptureFixture[bytes]
@@ -105,7 +105,7 @@ def test_an_exception_of_very_many_parts_is_logged_at_once(
     assert all("raise error" in line["exception"] and type(error).__name__ in line["exception"] for line in lines)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("made", MONSTERS)
 def test_leaves_are_few(made: Callable[[], Exception]) -> None:
     """What ended a process is said of the first exceptions in its groups."""

@@ -49,4 +49,4 @@ def test_last_words_to_a_redis_that_says_nothing_take_no_longer_than_they_may() 
         settings = Settings(redis_url=f"redis://127.0.0.1:{mute.getsockname()[1]}/0")
         began = time.monotonic()
         say_last_words(settings, "vm-17-0a1b2c", "caf\udce9")
-        assert time.monotonic() - began < 5  # 0.3, on a machine that has time for us
+        assert time.monotonic() - began < 60  # 0.3 measured; without a limit it hangs

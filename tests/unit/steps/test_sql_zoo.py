@@ -143,7 +143,7 @@ async def test_sql_that_never_ends_is_killed_with_its_attempt(query: str) -> Non
         endless.cancel()
         with pytest.raises(asyncio.CancelledError):
             await endless
-        assert asyncio.get_running_loop().time() - begun < 10
+        assert asyncio.get_running_loop().time() - begun < 60
         await neighbour(ask)
     assert children() == []
 
@@ -245,5 +245,5 @@ def test_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None:
         service.kill()
         service.communicate()
     assert found
-    _, alive = psutil.wait_procs(found, timeout=30)
+    _, alive = psutil.wait_procs(found, timeout=60)
     assert alive == []

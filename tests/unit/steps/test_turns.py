@@ -59,7 +59,6 @@ async def answered_per_turn(world: World, together: asyncio.Event) -> list[int]:
     raise AssertionError(f"{before} of {_COMMANDS} were answered")
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "made",
     [

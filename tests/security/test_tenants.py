@@ -1,6 +1,8 @@
 """Part 3: a tenant's runs are nobody else's, and nobody else learns that there are any."""
 
 from anabranch.shared.contracts.ids import new_run_id, run_id_for_key
+from anabranch.shared.contracts.messages import RunEnded
+from anabranch.shared.runtime.snapshots import fields_of
 from tests.security.test_api_keys import a_key
 from tests.unit.gateway.fakes import a_gateway, problem
 
@@ -36,3 +38,16 @@ async def test_one_key_of_two_tenants_is_two_runs() -> None:
             answer = await gateway.submit(headers={"X-API-Key": key, "Idempotency-Key": "k"})
             assert (answer.status, (await answer.json())["id"]) == (202, run_id_for_key(tenant, "k"))
         assert [message.tenant for message in gateway.log.submitted] == ["acme", "evil"]
+
+
+async def test_an_event_of_a_run_that_never_began_makes_no_readable_run() -> None:
+    """Whoever forges one shows nobody a run: whose it is stands in the event that begins it, and only there."""
+    async with a_gateway() as gateway:
+        run_id = new_run_id()
+        forged = RunEnded(
+            type="RunSucceeded", status="succeeded", run_id=run_id, seq=1, at="2026-01-01T00:00:00Z", started_at=""
+        )
+        gateway.redis.hashes[gateway.keys.run(run_id)] = {b"seq": b"1", **fields_of(forged)}
+        for query in ("", "?wait=1"):
+            answer = await gateway.client.get(f"/v1/runs/{run_id}{query}")
+            assert answer.status == 404, await answer.text()

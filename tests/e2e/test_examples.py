@@ -1,4 +1,4 @@
-"""The examples on the real stack, on the data that `make demo` reads."""
+"""The examples on the real stack, on the data that `make demo` reads, and what else such a stack must do."""
 
 import sys
 from base64 import b64encode
@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from anabranch.client import AnabranchClient, Run
 from anabranch.deploy.local.stack import LocalStack
+from tests.contract.described import judge
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))  # the examples are scripts, not a package
@@ -164,3 +165,10 @@ async def everything_in_redis(url: str) -> bytes:
             assert value is not None, f"{key}: a {kind}, which this test cannot read"
             found.append(repr((key, value)).encode())
     return b"\n".join(found)
+
+
+async def test_drawn_requests_are_answered_as_described(client: AnabranchClient, tmp_path: Path) -> None:
+    """By this stack too, as it stands here already; `make schemathesis` draws more."""
+    drawn = ("--phases", "fuzzing", "--max-examples", "5", "--seed", "9", "--generation-deterministic")
+    code, printed = await judge(client.base_url, tmp_path, *drawn)
+    assert code == 0, printed

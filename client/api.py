@@ -8,6 +8,7 @@ async with AnabranchClient("http://127.0.0.1:8080") as client:
 
 import asyncio
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -20,9 +21,19 @@ import aiohttp
 import orjson
 from pydantic import ValidationError
 
-from anabranch.client.model import Fault, GatewayUnreachableError, Problem, ProblemError, Run, StepType
+from anabranch.client.model import (
+    Fault,
+    GatewayUnreachableError,
+    GatewayUntrustedError,
+    Problem,
+    ProblemError,
+    Run,
+    StepType,
+)
 from anabranch.shared.contracts.durations import format_duration
 from anabranch.shared.contracts.source import parse_source
+from anabranch.shared.runtime.errors import UnusableSettings
+from anabranch.shared.runtime.tls import trust
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
@@ -49,17 +60,21 @@ class _Reply:
 
 class AnabranchClient:
     """Submits runs and reads them. Raises `ProblemError` when the gateway says no, `GatewayUnreachableError` when
-    it says nothing.
+    it says nothing, `GatewayUntrustedError` when it may be somebody else.
+
+    `api_key` and `cafile`, a PEM file of the authorities that an `https` gateway's certificate is checked by, are those
+    of `ANABRANCH_API_KEY` and `ANABRANCH_SSL_CAFILE` unless given; without a file the system's authorities are trusted.
     """
 
-    def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None) -> None:
+    def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, cafile: str | None = None) -> None:
         api_key = api_key or os.environ.get("ANABRANCH_API_KEY")
+        self._cafile = cafile or os.environ.get("ANABRANCH_SSL_CAFILE", "")
         self.base_url = base_url.rstrip("/")
         self._headers = {"X-API-Key": api_key} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(headers=self._headers)
+        self._session = aiohttp.ClientSession(headers=self._headers, connector=aiohttp.TCPConnector(ssl=self._trust()))
         return self
 
     async def __aexit__(
@@ -72,6 +87,14 @@ class AnabranchClient:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        if not self._cafile or not self.base_url.startswith("https:"):
+            return True  # what the system trusts
+        try:
+            return trust(self._cafile, "ANABRANCH_SSL_CAFILE")
+        except UnusableSettings as error:
+            raise GatewayUntrustedError(self.base_url, str(error)) from error
 
     async def submit(
         self,
@@ -185,6 +208,8 @@ class AnabranchClient:
                 if response.status >= 300:
                     raise _problem(reply, response)
                 return reply
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise GatewayUntrustedError(self.base_url, str(error.certificate_error)) from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
             raise GatewayUnreachableError(self.base_url, str(error) or type(error).__name__) from error
 

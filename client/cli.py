@@ -10,7 +10,7 @@ import click
 from anabranch import __version__
 from anabranch.client import commands
 from anabranch.client.api import DEFAULT_URL
-from anabranch.client.model import GatewayUnreachableError, ProblemError
+from anabranch.client.model import GatewayUnreachableError, GatewayUntrustedError, ProblemError
 from anabranch.client.pipeline_file import InputError, PipelineFile, read_inputs, read_pipeline, unreadable
 from anabranch.shared.contracts.api_keys import Scope
 from anabranch.shared.contracts.source import SourceError
@@ -152,7 +152,7 @@ def _end_with(command: Coroutine[Any, Any, int]) -> None:
     """Run a command and leave with its exit code; what it could not do is told in a sentence."""
     try:
         code = asyncio.run(command)
-    except GatewayUnreachableError as error:
+    except (GatewayUnreachableError, GatewayUntrustedError) as error:
         commands.say(str(error))
         code = commands.FAILED
     except ProblemError as error:

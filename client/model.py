@@ -137,6 +137,13 @@ class GatewayUnreachableError(ClientError):
         self.reason = reason
 
 
+class GatewayUntrustedError(ClientError):
+    """Who answers at the URL may be somebody else."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"the gateway at {url} cannot be trusted ({reason}); see ANABRANCH_SSL_CAFILE")
+
+
 def _seconds_between(since: datetime | None, until: datetime | None) -> float | None:
     if since is None or until is None:
         return None

@@ -37,6 +37,8 @@ READY_TIMEOUT_S = 60.0
 LOOPBACK = "127.0.0.0/8,[::1],localhost"  # what runs on the same machine is meant to be called
 STOP_DEADLINE_S = 15.0  # longer than the services' own, so that SIGKILL is for those that hang
 
+_NO_TLS = {"ANABRANCH_TLS_CERTIFICATE": "", "ANABRANCH_TLS_KEY": ""}  # on loopback, where the stack probes it in plain
+
 
 class LocalStack:
     """The stack as an async context manager: ready when entered, all processes gone when left.
@@ -231,13 +233,14 @@ class LocalStack:
 
     async def _start_service(self, configured: Service, name: str, env: Mapping[str, str]) -> ServiceProcess:
         is_gateway = configured.role == GATEWAY
+        no_tls = _NO_TLS if is_gateway else {}
         taken = frozenset(service.port for service in self._running.values())
         service = ServiceProcess(
             name,
             configured.role,
             command=configured.command,
             env=inherited(
-                {**self._common_env(), **self._role_env.get(configured.role, {}), **env},
+                {**self._common_env(), **no_tls, **self._role_env.get(configured.role, {}), **env},
                 has_secrets=configured.role not in ENGINE,
             ),
             log=self.home.path / "logs" / f"{name}.log",
@@ -255,6 +258,9 @@ class LocalStack:
             "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap,
             "REDIS_URL": self.redis_url,
             **({"KAFKA_SECURITY_PROTOCOL": "PLAINTEXT"} if self.kafka else {}),  # our own, whoever else's is named
+            **dict.fromkeys(
+                ("ANABRANCH_TLS_CERTIFICATE", "ANABRANCH_TLS_KEY"), ""
+            ),  # on loopback, by its probes' words
             "ANABRANCH_HOME": str(self.home.path),
             "ANABRANCH_LOG_FORMAT": "console",
             "ANABRANCH_TOPIC_PREFIX": "pipelines",

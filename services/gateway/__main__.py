@@ -24,6 +24,7 @@ from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Service, run_service
+from anabranch.shared.runtime.tls import ServerCertificate
 
 _KAFKA_WITHIN_S: Final = 60.0
 
@@ -57,6 +58,7 @@ class Gateway:
         self._offsets = new_consumer(settings)
         self._admin = new_admin(settings)
         self._lag = LagWatch(self._offsets, self._admin, self._pressure, settings, service.log)
+        self._certificate = _certificate(service, metrics)
         self.app = create_app(
             settings=settings,
             log=service.log,
@@ -69,6 +71,7 @@ class Gateway:
             rate_limits=RateLimits(SharedCounts(self._redis), keys, settings, metrics),
             api_keys=self._api_keys,
             tokens=Tokens(self._issuer_keys, settings),
+            certificate=self._certificate,
         )
         _say_who_is_let_in(service)
         service.ready_when("API keys", lambda: self._api_keys.complete or "still being read")
@@ -109,6 +112,8 @@ class Gateway:
             ]
             if self._settings.takes_tokens:
                 running.append(start(self._issuer_keys.follow(), "read the issuer's keys"))
+            if self._certificate is not None:
+                running.append(start(self._certificate.watch(self._settings.tls_check_s), "watch the certificate"))
             await self._service.stopping.wait()
             self._watches.release_all()
             await self._service.stop_listening()
@@ -123,6 +128,15 @@ class Gateway:
         await self._topics_admin.close()
         await self._redis.aclose()
         await self._outbox.stop(self._service.deadline)
+
+
+def _certificate(service: Service[GatewaySettings], metrics: GatewayMetrics) -> ServerCertificate | None:
+    settings = service.settings
+    if not settings.tls_certificate:
+        return None
+    return ServerCertificate(
+        settings.tls_certificate, settings.tls_key, log=service.log, replaced=metrics.certificate_replaced
+    )
 
 
 def _say_who_is_let_in(service: Service[GatewaySettings]) -> None:

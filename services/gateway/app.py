@@ -28,6 +28,7 @@ from anabranch.services.gateway.tokens import Tokens
 from anabranch.services.gateway.waiting import Watches
 from anabranch.shared.contracts.limits import MAX_BODY_BYTES
 from anabranch.shared.runtime.listener import LISTENING, Listening
+from anabranch.shared.runtime.tls import ServerCertificate
 
 
 def create_app(
@@ -43,6 +44,7 @@ def create_app(
     rate_limits: RateLimits,
     api_keys: ApiKeys,
     tokens: Tokens,
+    certificate: ServerCertificate | None = None,
 ) -> web.Application:
     """Return the application; nothing in it starts or stops anything."""
     addresses = Addresses(networks_of(settings.trusted_proxies))
@@ -69,6 +71,8 @@ def create_app(
         max_connections_of_client=settings.max_connections_of_client,
         head_timeout_s=settings.head_timeout_s,
         keepalive_timeout_s=settings.keepalive_timeout_s,
+        certificate=certificate,
+        no_handshake=metrics.no_handshake,
     )
     app[keys.SETTINGS] = settings
     app[keys.LOG] = log

@@ -31,6 +31,10 @@ class GatewayMetrics(ServiceMetrics):
         self._protocol_errors = self.counter(
             "protocol_errors", "Requests that are not HTTP as it should be.", ["status"]
         )
+        self._no_tls = self.counter("tls_handshakes_failed", "Connections that did not agree on TLS, or not in time.")
+        self._certificates = self.counter("tls_certificates", "New certificates, by whether they work.", ["works"])
+        for works in ("yes", "no"):
+            self._certificates.labels(works)
         self._step_types = self.gauge("step_types", "Step types announced.")
         self._bad_announcements = self.counter("announcements_refused", "Announcements that could not be decoded.")
 
@@ -94,6 +98,14 @@ class GatewayMetrics(ServiceMetrics):
     def protocol_error(self, status: int) -> None:
         """A request was refused before anybody knew what it is for."""
         self._protocol_errors.labels(status).inc()
+
+    def no_handshake(self) -> None:
+        """A connection ended before TLS was agreed on."""
+        self._no_tls.inc()
+
+    def certificate_replaced(self, works: bool) -> None:
+        """There is another certificate in the files."""
+        self._certificates.labels("yes" if works else "no").inc()
 
     def step_types_known(self, count: int) -> None:
         """So many step types are announced."""

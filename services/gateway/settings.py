@@ -85,12 +85,19 @@ class GatewaySettings(Settings):
     request_log: float = Field(
         1.0, ge=0, le=1, description="The share of requests that get a line in the log; failures do unless it is 0."
     )
-    head_timeout_s: float = Field(15.0, gt=0, description="Seconds in which a client has to send a request's head.")
+    head_timeout_s: float = Field(
+        15.0, gt=0, description="Seconds in which a client has to send a request's head; before, to agree on TLS."
+    )
     keepalive_timeout_s: float = Field(75.0, gt=0, description="Seconds after which an idle connection is closed.")
     max_connections: int = Field(15_000, ge=1, description="Connections at once; further ones are answered 503.")
     max_connections_of_client: int = Field(
         1_024, ge=1, description="Those from one address, unless it is a trusted proxy's."
     )
+    tls_certificate: str = Field(
+        "", description="PEM file of the certificate, and of those between it and its authority; without, no TLS."
+    )
+    tls_key: str = Field("", description="PEM file of its key, without a password; in the same file unless set.")
+    tls_check_s: float = Field(10.0, gt=0, description="Seconds between two looks whether these files have changed.")
     max_requests: int = Field(12_000, ge=1, description="Requests in hand at once, those that wait among them.")
     max_requests_of_client: int = Field(1_024, ge=1, description="Those of one client.")
 
@@ -125,6 +132,14 @@ class GatewaySettings(Settings):
             checked_url(url)
         if self.takes_tokens and not (self.jwt_issuer and self.jwt_audiences and self.jwt_allowed):
             raise ValueError("tokens need ANABRANCH_JWT_ISSUER, ANABRANCH_JWT_AUDIENCE and ANABRANCH_JWT_ALGORITHMS")
+        return self
+
+    @model_validator(mode="after")
+    def _a_key_has_a_certificate(self) -> Self:
+        if self.tls_key and not self.tls_certificate:
+            raise ValueError(
+                "ANABRANCH_TLS_KEY is set and ANABRANCH_TLS_CERTIFICATE is not: nothing would be encrypted"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from anabranch.shared.contracts.urls import redacted
 from anabranch.shared.runtime.errors import UnusableSettings
 from anabranch.shared.runtime.settings import Settings
+from anabranch.shared.runtime.tls import load_pair, short, trust
 
 _TOKEN_WITHIN_S: Final = 10.0
 _TOKEN_BYTES: Final = 64 * 1024  # of an answer: a token is a kilobyte or two
@@ -49,18 +50,6 @@ def connection_arguments(settings: Settings) -> dict[str, Any]:
     return arguments
 
 
-def trust(cafile: str, variable: str) -> ssl.SSLContext:
-    """Return a client's context that trusts the file's authorities, the system's unless there is one; TLS >= 1.2."""
-    try:
-        context = ssl.create_default_context(cafile=cafile or None)
-    except (OSError, ValueError) as error:
-        raise UnusableSettings(
-            f"{variable}: {cafile} has no certificates that can be read ({_short(error)})"
-        ) from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
 def secret_of(value: SecretStr, file: str, variable: str) -> str:
     """Return a secret from its setting or its file; `UnusableSettings` when there is none."""
     secret = value.get_secret_value()
@@ -68,7 +57,7 @@ def secret_of(value: SecretStr, file: str, variable: str) -> str:
         try:
             secret = Path(file).read_text(encoding="utf-8").strip("\r\n")
         except (OSError, ValueError) as error:
-            raise UnusableSettings(f"{variable}_FILE: {file} cannot be read ({_short(error)})") from error
+            raise UnusableSettings(f"{variable}_FILE: {file} cannot be read ({short(error)})") from error
     if not secret:
         raise UnusableSettings(f"{variable} or {variable}_FILE is needed")
     return secret
@@ -79,11 +68,7 @@ def _context(settings: Settings) -> ssl.SSLContext:
     certificate, key = settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile
     if not certificate:
         return context
-    try:
-        context.load_cert_chain(certificate, key or None, password="")  # without one OpenSSL would ask the terminal
-    except (OSError, ValueError) as error:
-        words = f"KAFKA_SSL_CERTFILE, KAFKA_SSL_KEYFILE: {certificate} and {key or 'its key'} are no pair to use"
-        raise UnusableSettings(f"{words} ({_short(error)})") from error
+    load_pair(context, certificate, key, "KAFKA_SSL_CERTFILE, KAFKA_SSL_KEYFILE")
     return context
 
 
@@ -135,7 +120,7 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is not
         try:
             token = (await asyncio.to_thread(self._file.read_text, "utf-8")).strip()
         except (OSError, ValueError) as error:
-            raise TokenUnavailable(f"KAFKA_OAUTH_TOKEN_FILE: {self._file} cannot be read ({_short(error)})") from error
+            raise TokenUnavailable(f"KAFKA_OAUTH_TOKEN_FILE: {self._file} cannot be read ({short(error)})") from error
         if not token:
             raise TokenUnavailable(f"KAFKA_OAUTH_TOKEN_FILE: {self._file} is empty")
         return token
@@ -192,7 +177,7 @@ class TokenEndpoint(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka is
                         client.url, f"it answers {response.status}; see KAFKA_OAUTH_CLIENT_ID and its secret"
                     )
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise _no_token(client.url, _short(error)) from error
+            raise _no_token(client.url, short(error)) from error
         try:
             answer = orjson.loads(body)
         except ValueError:
@@ -232,9 +217,3 @@ def _seconds(value: Any) -> float:
 
 def _no_token(url: str, why: str) -> TokenUnavailable:
     return TokenUnavailable(f"KAFKA_OAUTH_TOKEN_URL: {redacted(url)} gives no token: {why}")
-
-
-def _short(error: BaseException) -> str:
-    """Return what went wrong in one line; neither aiohttp nor OpenSSL says a secret there."""
-    words = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
-    return redacted(" ".join(words.split()))

@@ -1,11 +1,14 @@
 """The HTTP listener: what strangers can do to a connection before anybody knows what they want.
 
 aiohttp's own connection is made stricter and more polite: a head has so much time and so many bytes; there are so many
-connections, of one address and in all; what its parser refuses is answered in the application's way, in HTTP/1.1; a
-client that ends its half after a whole request is answered.
+connections, of one address and in all; with TLS, a handshake has as much time, and there are as many at once; what its
+parser refuses is answered in the application's way, in HTTP/1.1; a client that ends its half after a whole request is
+answered.
 """
 
 import asyncio
+import os
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from anabranch.shared.contracts.limits import MAX_HEAD_BYTES, MAX_HEAD_LINE_BYTES, MAX_HEADERS
+from anabranch.shared.runtime.tls import ServerCertificate
 
 _LINGER_S: Final = 1.0  # for a client that is sent away: it has to read why before its connection is reset
 _IDLE_LOOK_S: Final = 0.05
@@ -51,6 +55,9 @@ class Listening:
     max_connections_of_client: int = 15_000
     head_timeout_s: float = 15.0
     keepalive_timeout_s: float = 75.0
+    certificate: ServerCertificate | None = None
+    """What TLS is spoken with, and nothing else; without one nobody does."""
+    no_handshake: Callable[[], None] = field(default=lambda: None)
 
 
 LISTENING: Final = web.AppKey("listening", Listening)
@@ -86,11 +93,51 @@ class _Server(web.Server):
             **made._kwargs,
         )
         self.listening = listening
-        self.of_client: Counter[str] = Counter()
-        self.open = 0
+        self.open = Crowd(listening.max_connections, listening.max_connections_of_client)
+        self.handshakes = Crowd(listening.max_connections, listening.max_connections_of_client)
+        self.hands: set[Handshake] = set()
 
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]  # what a listening socket is given
+        """Return what a new connection begins with."""
+        certificate = self.listening.certificate
+        return self.connection() if certificate is None else Handshake(self, certificate)
+
+    def connection(self) -> "Connection":
+        """Return a connection for what is said in plain, or within TLS."""
         return Connection(self, loop=self._loop, **self._kwargs)
+
+    def pre_shutdown(self) -> None:
+        """Let go of who has not asked anything yet."""
+        for handshake in tuple(self.hands):
+            handshake.abort()
+        super().pre_shutdown()
+
+
+class Crowd:
+    """How many there are, of one client and in all."""
+
+    def __init__(self, most: int, most_of_client: int) -> None:
+        self._most, self._most_of_client = most, most_of_client
+        self._of_client: Counter[str] = Counter()
+        self._all = 0
+
+    def has_room_for(self, client: str) -> bool:
+        """Whether one more may come; of a client without a name only all are counted."""
+        return self._all < self._most and not (client and self._of_client[client] >= self._most_of_client)
+
+    def enter(self, client: str) -> None:
+        """Count one more."""
+        self._all += 1
+        if client:
+            self._of_client[client] += 1
+
+    def leave(self, client: str) -> None:
+        """Count one less."""
+        self._all -= 1
+        if client:
+            self._of_client[client] -= 1
+            if not self._of_client[client]:
+                del self._of_client[client]
 
 
 def _in_our_version(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,6 +153,58 @@ def _in_our_version(handler: Callable[..., Any]) -> Callable[..., Any]:
         return response
 
     return handle
+
+
+def _client_of(transport: asyncio.Transport, listening: Listening) -> str:
+    peer = transport.get_extra_info("peername")
+    return listening.counted_as(str(peer[0])) if isinstance(peer, tuple) else ""
+
+
+class Handshake(asyncio.Protocol):
+    """A connection until TLS is agreed on; then it is a `Connection`'s.
+
+    The loop could do it alone, but would not say how many there are and when one has failed. It is given the socket
+    anew, before anything was read.
+    """
+
+    def __init__(self, server: _Server, certificate: ServerCertificate) -> None:
+        self._server = server
+        self._certificate = certificate
+        self._doing: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless too many have begun."""
+        transport = cast(asyncio.Transport, transport)
+        client = _client_of(transport, self._server.listening)
+        if self._server.handshakes.has_room_for(client):
+            again = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+            self._server.handshakes.enter(client)
+            self._server.hands.add(self)
+            self._doing = asyncio.create_task(self._agree(again, client), name="TLS handshake")
+        else:
+            self._server.listening.no_handshake()
+        transport.abort()
+
+    def abort(self) -> None:
+        """End the connection."""
+        if self._doing is not None:
+            self._doing.cancel()
+
+    async def _agree(self, again: socket.socket, client: str) -> None:
+        again.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._server.connection,
+                again,
+                ssl=self._certificate.context,
+                ssl_handshake_timeout=self._server.listening.head_timeout_s,
+            )
+        except OSError:  # no TLS, another version, hung up, or too slow
+            self._server.listening.no_handshake()
+            again.close()
+        finally:
+            self._server.handshakes.leave(client)
+            self._server.hands.discard(self)
 
 
 class Connection(RequestHandler):
@@ -128,36 +227,23 @@ class Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection up, or say that there are too many."""
         transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
-        peer = transport.get_extra_info("peername")
-        client = self._listening.counted_as(str(peer[0])) if isinstance(peer, tuple) else ""
-        if self._is_too_many(client):
+        client = _client_of(transport, self._listening)
+        if not self._server.open.has_room_for(client):
             self._force_close = True
             self._send_away(transport, 503, "Too many connections are open.")
             return
         self._client = client
-        self._server.open += 1
-        if client:
-            self._server.of_client[client] += 1
+        self._server.open.enter(client)
         super().connection_made(transport)
         self._head_timer = self._loop.call_later(self._listening.head_timeout_s, self._head_is_late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Make room."""
         if self._client is not None:
-            self._server.open -= 1
-            if self._client:
-                self._server.of_client[self._client] -= 1
-                if not self._server.of_client[self._client]:
-                    del self._server.of_client[self._client]
+            self._server.open.leave(self._client)
             self._client = None
         self._head_is_whole()
         super().connection_lost(exc)
-
-    def _is_too_many(self, client: str) -> bool:
-        server, listening = self._server, self._listening
-        if server.open >= listening.max_connections:
-            return True
-        return bool(client) and server.of_client[client] >= listening.max_connections_of_client
 
     # ---- Heads ----------------------------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from anabranch.shared.runtime.kafka_security import trust
 from anabranch.shared.runtime.settings import Settings
+from anabranch.shared.runtime.tls import trust
 
 _CONNECT_TIMEOUT_S: Final = 1.0
 _READ_TIMEOUT_S: Final = 2.0

@@ -38,9 +38,16 @@ _UNPREFIXED = {
     )
 }
 
-# Not of every service: read by the local stack, and by some step services of a whole installation that is told it.
+# Not of every service: read by clients, the local stack, and some step services of a whole installation.
 _OTHERS = frozenset(
-    {"ANABRANCH_API_KEY", "ANABRANCH_HOME", "ANABRANCH_HTTP_ALLOW", "ANABRANCH_SECRETS_ALLOW", "ANABRANCH_SECRETS_DIR"}
+    {
+        "ANABRANCH_API_KEY",
+        "ANABRANCH_HOME",
+        "ANABRANCH_HTTP_ALLOW",
+        "ANABRANCH_SECRETS_ALLOW",
+        "ANABRANCH_SECRETS_DIR",
+        "ANABRANCH_SSL_CAFILE",
+    }
 )
 
 

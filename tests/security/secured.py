@@ -5,59 +5,20 @@ import base64
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
-import trustme
-from cryptography.hazmat.primitives import serialization
 
 from anabranch.deploy.local import redis as local_redis
 from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.ports import HOST, free_port
+from tests.security.certificates import Certificates
 
 USER = "anabranch"
 PASSWORD = 'pa=ss"w rd'  # what a generator may think of
 _JAAS_PASSWORD = PASSWORD.replace('"', '\\"')
 
 _START_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Certificates:
-    """Files of an authority and of what it signed; `stranger` is another's."""
-
-    folder: Path
-    authority: trustme.CA
-
-    @classmethod
-    def made(cls, folder: Path) -> "Certificates":
-        folder.mkdir(parents=True, exist_ok=True)
-        made = cls(folder, trustme.CA())
-        made.authority.cert_pem.write_to_path(folder / "ca.pem")
-        trustme.CA().cert_pem.write_to_path(folder / "stranger.pem")
-        made.issue("server")
-        return made
-
-    def issue(self, name: str, host: str = HOST) -> Path:
-        """Return a PEM file of a key and the certificates that go with it."""
-        leaf, path = self.authority.issue_cert(host, "localhost"), self.folder / f"{name}.pem"
-        key = serialization.load_pem_private_key(leaf.private_key_pem.bytes(), password=None).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )  # Kafka reads no other format
-        chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
-        path.write_bytes(key + chain)
-        path.with_suffix(".key").write_bytes(key)
-        path.with_suffix(".crt").write_bytes(chain)
-        return path
-
-    @property
-    def ca(self) -> str:
-        return str(self.folder / "ca.pem")
-
-    @property
-    def stranger(self) -> str:
-        return str(self.folder / "stranger.pem")
 
 
 def a_token(user: str = USER, *, expires_at: int = 4_000_000_000) -> str:
@@ -185,4 +146,4 @@ async def secured(folder: Path) -> AsyncIterator[tuple[SecuredKafka, SecuredRedi
         await redis.kill()
 
 
-__all__ = ["PASSWORD", "USER", "Certificates", "SecuredKafka", "SecuredRedis", "a_token", "secured"]
+__all__ = ["PASSWORD", "USER", "SecuredKafka", "SecuredRedis", "a_token", "secured"]

@@ -32,6 +32,7 @@ from anabranch.shared.contracts.messages import INBOX, StepTypeAnnounced, Submit
 from anabranch.shared.runtime.listener import Listener
 from anabranch.shared.runtime.ops import Readiness, add_ops_routes
 from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.tls import ServerCertificate
 
 BROKER_MS = 1_769_860_800_000
 
@@ -186,7 +187,11 @@ class _Server(TestServer):
 
 @asynccontextmanager
 async def a_gateway(
-    redis: FakeRedis | None = None, *, monotonic_s: Callable[[], float] = time.monotonic, **overrides: Any
+    redis: FakeRedis | None = None,
+    *,
+    monotonic_s: Callable[[], float] = time.monotonic,
+    certificate: Callable[[GatewayMetrics], ServerCertificate] | None = None,
+    **overrides: Any,
 ) -> AsyncIterator[Bench]:
     unlimited = {"rate_limit": 0, "read_rate_limit": 0, "auth_failure_limit": 0, "request_log": 0}
     settings = GatewaySettings(instance="test", **(unlimited | overrides))
@@ -211,6 +216,7 @@ async def a_gateway(
         intake=Intake(log, reads, accepted, settings, metrics, now_s=time.time), reads=reads, watches=watches,
         rate_limits=RateLimits(FakeCounts(redis), keys, settings, metrics),
         api_keys=api_keys, tokens=Tokens(issuer_keys, settings),
+        certificate=certificate(metrics) if certificate else None,
     )  # fmt: skip
     add_ops_routes(app, Readiness(), registry)
     async with TestClient(_Server(app)) as client:

@@ -2,12 +2,14 @@
 
 import secrets
 import time
+from dataclasses import dataclass, field
 
 from aiokafka import TopicPartition
 
 from anabranch.client.commands import FAILED, OK, put, say
 from anabranch.shared.contracts.api_keys import ID_BYTES, SECRET_BYTES, Scope, api_key, hash_of
-from anabranch.shared.contracts.messages import API_KEYS, ApiKeyIssued
+from anabranch.shared.contracts.limits import MAX_API_KEYS
+from anabranch.shared.contracts.messages import API_KEYS, ApiKeyIssued, ApiKeyUsed, use_key_of
 from anabranch.shared.contracts.times import rfc3339
 from anabranch.shared.contracts.topics import API_KEYS as TOPIC
 from anabranch.shared.runtime.clients import new_consumer, new_producer, wait_for_kafka
@@ -17,10 +19,35 @@ from anabranch.shared.runtime.kafka import ensure_topics
 from anabranch.shared.runtime.settings import Settings
 
 
+@dataclass(slots=True)
+class Found:
+    """What the topic says: each key by its id, and when it was last used."""
+
+    issued: dict[str, ApiKeyIssued] = field(default_factory=dict)
+    used_at: dict[str, str] = field(default_factory=dict)
+
+    def take(self, record_key: str, value: bytes | None) -> None:
+        """Apply one record, as a gateway does."""
+        try:
+            message = None if value is None else API_KEYS.validate_json(value)
+        except ValueError:
+            message = None
+            say(f"the record of key {record_key} cannot be read: it does not work")
+        if isinstance(message, ApiKeyUsed) and record_key == use_key_of(message.id):
+            self.used_at[message.id] = message.used_at
+        elif isinstance(message, ApiKeyIssued) and record_key == message.id:
+            self.issued[record_key] = message
+        else:
+            self.issued.pop(record_key, None)
+
+
 async def create(settings: Settings, *, tenant: str, scopes: tuple[str, ...], name: str, days: int | None) -> int:
     """Make a key and print it: this once, since only its hash is kept."""
     text, issued = new_key(tenant=tenant, scopes=scopes, name=name, days=days, now_ms=time.time_ns() // 1_000_000)
     if not await _reaches(settings):
+        return FAILED
+    if sum(each.revoked_at is None for each in (await read(settings)).issued.values()) >= MAX_API_KEYS:
+        say(f"there are {MAX_API_KEYS} keys already, and gateways know no more: revoke some")
         return FAILED
     await write(settings, issued)
     say(f"key {issued.id} of tenant {tenant}; it is shown this once:")
@@ -32,7 +59,8 @@ async def show(settings: Settings) -> int:
     """Print every key: never the key itself."""
     if not await _reaches(settings):
         return FAILED
-    for issued in (await read(settings)).values():
+    found = await read(settings)
+    for issued in found.issued.values():
         state = f"revoked {issued.revoked_at}" if issued.revoked_at else f"expires {issued.expires_at or 'never'}"
         scopes = ",".join(issued.scopes)
         put(f"{issued.id}  {issued.tenant}  {scopes}  created {issued.created_at}  {state}  {issued.name}")
@@ -43,7 +71,7 @@ async def revoke(settings: Settings, key_id: str) -> int:
     """Make a key stop working, on every gateway."""
     if not await _reaches(settings):
         return FAILED
-    issued = (await read(settings)).get(key_id)
+    issued = (await read(settings)).issued.get(key_id)
     if issued is None:
         say(f"there is no key {key_id}")
         return FAILED
@@ -82,33 +110,22 @@ async def write(settings: Settings, issued: ApiKeyIssued) -> None:
         await producer.stop()
 
 
-async def read(settings: Settings) -> dict[str, ApiKeyIssued]:
-    """Return every key by its id, the oldest first."""
+async def read(settings: Settings) -> Found:
+    """Return every key, the oldest first."""
     partition = TopicPartition(settings.topics.api_keys, 0)
     consumer = new_consumer(settings)
     await consumer.start()
-    found: dict[str, ApiKeyIssued] = {}
+    found = Found()
     try:
         consumer.assign([partition])
         await consumer.seek_to_beginning(partition)
         end = (await consumer.end_offsets([partition]))[partition]
         while await consumer.position(partition) < end:
             for record in (await consumer.getmany(timeout_ms=200)).get(partition, []):
-                _take(found, (record.key or b"").decode(errors="replace"), record.value)
+                found.take((record.key or b"").decode(errors="replace"), record.value)
     finally:
         await consumer.stop()
     return found
-
-
-def _take(found: dict[str, ApiKeyIssued], key_id: str, value: bytes | None) -> None:
-    if value is None:
-        found.pop(key_id, None)
-        return
-    try:
-        found[key_id] = API_KEYS.validate_json(value)
-    except ValueError:
-        found.pop(key_id, None)
-        say(f"the record of key {key_id} cannot be read: it does not work")
 
 
 async def _reaches(settings: Settings) -> bool:

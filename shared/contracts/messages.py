@@ -356,13 +356,26 @@ class ApiKeyIssued(Message):
 
     type: Literal["ApiKeyIssued"] = "ApiKeyIssued"
     id: str
-    hash: str
+    hash: str = Field(pattern="^[0-9a-f]{64}$")
     tenant: str = Field(min_length=1)
     scopes: tuple[Scope, ...]
     name: str = ""
     created_at: str
     expires_at: str | None = None
     revoked_at: str | None = None
+
+
+class ApiKeyUsed(Message):
+    """When an API key last opened something, within a minute. A record of its own: it cannot undo a revocation."""
+
+    type: Literal["ApiKeyUsed"] = "ApiKeyUsed"
+    id: str
+    used_at: str
+
+
+def use_key_of(key_id: str) -> str:
+    """Return the record key of an API key's last use; that of the key itself is its id."""
+    return f"{key_id}/used"
 
 
 class PipelineDefined(Message):
@@ -398,5 +411,6 @@ CONTROL: Final[TypeAdapter[CancelStep]] = TypeAdapter(CancelStep)
 RUN_EVENTS: Final[TypeAdapter[RunEventMessage]] = TypeAdapter(RunEventMessage)
 STEP_TYPES: Final[TypeAdapter[StepTypeAnnounced]] = TypeAdapter(StepTypeAnnounced)
 DEFINITIONS: Final[TypeAdapter[PipelineDefined]] = TypeAdapter(PipelineDefined)
-API_KEYS: Final[TypeAdapter[ApiKeyIssued]] = TypeAdapter(ApiKeyIssued)
+ApiKeyMessage = Annotated[ApiKeyIssued | ApiKeyUsed, Field(discriminator="type")]
+API_KEYS: Final[TypeAdapter[ApiKeyMessage]] = TypeAdapter(ApiKeyMessage)
 DEAD_LETTERS: Final[TypeAdapter[DeadLetter]] = TypeAdapter(DeadLetter)

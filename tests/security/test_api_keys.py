@@ -1,17 +1,22 @@
 """Part 3: who is nobody is let in nowhere, and who may not does not."""
 
 import asyncio
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from structlog.stdlib import get_logger
+from structlog.testing import capture_logs
 
-from anabranch.client.keys import new_key
-from anabranch.services.gateway.api_keys import ApiKeys
+from anabranch.client.keys import Found, new_key
+from anabranch.services.gateway.api_keys import ApiKeyReader, ApiKeys
 from anabranch.services.gateway.route_classes import CLASSES, SCOPES, RouteClass
 from anabranch.services.gateway.routes import ROUTES
 from anabranch.services.gateway.settings import GatewaySettings
-from anabranch.shared.contracts.messages import API_KEYS, ApiKeyIssued
+from anabranch.shared.contracts.messages import API_KEYS, ApiKeyIssued, ApiKeyUsed, use_key_of
+from anabranch.shared.contracts.times import rfc3339
 from tests.unit.gateway.fakes import Bench, a_gateway, problem
 
 NOW_MS = 1_769_860_800_000
@@ -107,6 +112,84 @@ async def test_a_revoked_an_expired_and_an_unreadable_key_do_not_work() -> None:
         keys = (kept, revoked, gone, garbled, expired)
         statuses = [(await gateway.submit(headers={"X-API-Key": key})).status for key in keys]
     assert statuses == [202, 401, 401, 401, 401]
+
+
+FORGED: list[dict[str, Any]] = [
+    {"hash": "é" * 64}, {"hash": "\ud800"}, {"hash": ""}, {"hash": "0" * 63}, {"hash": "A" * 64}, {"tenant": ""},
+    {"expires_at": "soon"}, {"expires_at": "2099-01-01T00:00:00"}, {"expires_at": "0001-01-01T00:00:00+23:59"},
+    {"id": "0" * 16}, {"scopes": ["root"]}, {"type": "ApiKeyUsed", "used_at": "2026-01-01T00:00:00Z"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=str)
+async def test_a_forged_record_is_passed_over_with_a_line(forged: dict[str, Any]) -> None:
+    """Its key does not work, nothing is raised when somebody tries it, and other keys do."""
+    async with a_gateway(auth="keys") as gateway:
+        good, (text, issued) = a_key(gateway)[0], a_key(gateway)
+        record = SimpleNamespace(
+            key=issued.id.encode(), value=json.dumps(issued.model_dump(mode="json") | forged).encode()
+        )
+        with capture_logs() as said:
+            reader = ApiKeyReader(None, "t", gateway.api_keys, get_logger())  # type: ignore[arg-type]
+            reader.take(record)
+        statuses = [(await gateway.submit(headers={"X-API-Key": key})).status for key in (text, good)]
+    assert statuses == [401, 202]
+    assert [line["key"] for line in said] == ([] if str(forged.get("expires_at")).startswith("0001") else [issued.id])
+
+
+def test_a_use_is_noted_once_a_minute_for_all_gateways() -> None:
+    """What another gateway noted counts, unless it lies in the future."""
+    now, noted = [1000.0], list[tuple[str, float]]()
+    api_keys = ApiKeys(lambda: now[0], used=lambda key_id, used_s: noted.append((key_id, used_s)))
+    text, issued = new_key(tenant="acme", scopes=("read",), name="", days=None, now_ms=0)
+    give(api_keys, issued)
+
+    def use(at_s: float) -> int:
+        now[0] = at_s
+        assert api_keys.principal(text) is not None
+        return len(noted)
+
+    def elsewhere(at_s: float) -> None:
+        used = ApiKeyUsed(id=issued.id, used_at=rfc3339(int(at_s * 1000)))
+        api_keys.take(use_key_of(issued.id).encode(), API_KEYS.dump_json(used))
+
+    assert [use(1000), use(1059), use(1060)] == [1, 1, 2]
+    elsewhere(1060)
+    now[0] = 1100
+    elsewhere(1100)
+    assert [use(1130), use(1160)] == [2, 3]
+    elsewhere(9999)
+    assert use(1220) == 4
+    assert api_keys.principal(text[:-1] + "x") is None
+    assert noted == [(issued.id, 1000.0), (issued.id, 1060.0), (issued.id, 1160.0), (issued.id, 1220.0)]
+
+
+def test_a_use_does_not_bring_a_revoked_key_back() -> None:
+    """It is a record of its own, and one under the key's own id takes the key away."""
+    api_keys = ApiKeys()
+    text, issued = new_key(tenant="acme", scopes=("read",), name="", days=None, now_ms=0)
+    give(api_keys, issued.model_copy(update={"revoked_at": "2026-01-01T00:00:00Z"}))
+    used = API_KEYS.dump_json(ApiKeyUsed(id=issued.id, used_at="2026-01-01T00:00:00Z"))
+    api_keys.take(use_key_of(issued.id).encode(), used)
+    assert api_keys.principal(text) is None
+    give(api_keys, issued)
+    with pytest.raises(ValueError, match="not that of a use"):
+        api_keys.take(issued.id.encode(), used)
+    assert api_keys.principal(text) is None
+
+
+def test_the_command_line_reads_records_as_a_gateway_does() -> None:
+    """A forged one takes its key away, a use does not."""
+    _, issued = new_key(tenant="acme", scopes=("read",), name="", days=None, now_ms=0)
+    used = API_KEYS.dump_json(ApiKeyUsed(id=issued.id, used_at="2026-01-01T00:00:00Z"))
+    found = Found()
+    found.take(issued.id, API_KEYS.dump_json(issued))
+    found.take(use_key_of(issued.id), used)
+    assert (found.issued, found.used_at) == ({issued.id: issued}, {issued.id: "2026-01-01T00:00:00Z"})
+    for forged in (used, b"{", None):
+        found.take(issued.id, API_KEYS.dump_json(issued))
+        found.take(issued.id, forged)
+        assert found.issued == {}
 
 
 async def test_nobody_is_let_in_before_the_keys_are_read() -> None:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from anabranch.services.gateway.problems import Kind
 from anabranch.shared.contracts.errors import StepError
-from anabranch.shared.contracts.limits import MAX_LABEL_CHARS, MAX_LABELS
+from anabranch.shared.contracts.limits import MAX_BATCH_RUNS, MAX_IDEMPOTENCY_KEY_CHARS, MAX_LABEL_CHARS, MAX_LABELS
 from anabranch.shared.contracts.messages import StepTypeAnnounced
 from anabranch.shared.contracts.spec import PipelineSpec
 
@@ -36,6 +36,24 @@ class AcceptedDocument(BaseModel):
 
     id: str
     status: RunStatus
+
+
+class RunOfBatchDocument(SubmissionDocument):
+    """A run of a batch."""
+
+    idempotency_key: str | None = Field(
+        default=None,
+        pattern=rf"^[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}$",
+        description="Submissions with the same key are one run.",
+    )
+
+
+class BatchDocument(BaseModel):
+    """What `POST /v1/runs:batch` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    runs: list[RunOfBatchDocument] = Field(min_length=1, max_length=MAX_BATCH_RUNS)
 
 
 class StepDocument(BaseModel):
@@ -119,3 +137,20 @@ class ProblemDocument(BaseModel):
     detail: str
     instance: str = Field(description="Names this occurrence; of a 500 the log has it.")
     errors: list[FaultDocument] | None = None
+
+
+class ResultDocument(BaseModel):
+    """What became of a run of a batch: it was accepted, or refused by a problem."""
+
+    status: int = Field(description="The HTTP status that the run would have been answered with alone.")
+    run: AcceptedDocument | None = None
+    problem: ProblemDocument | None = None
+    retry_after: int | None = Field(default=None, description="Seconds after which it may be sent again.")
+
+
+class BatchResultsDocument(BaseModel):
+    """What became of each run of a batch, in its order."""
+
+    accepted: int
+    refused: int
+    results: list[ResultDocument]

@@ -7,14 +7,13 @@ memory and processor time for one body; it is killed when it takes more, and ano
 import asyncio
 import os
 import resource
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process
 
 from anabranch.services.gateway.problems import Fault, Kind, ProblemError, unavailable
-from anabranch.services.gateway.reading import Definition, Part, Reading, Submission
+from anabranch.services.gateway.reading import Found, Part, Reading, Refusal
 from anabranch.shared.contracts.limits import MIB
 from anabranch.shared.contracts.report import Budget
 
@@ -25,15 +24,6 @@ _CPU_S: Final = 15
 _WALL_S: Final = 60.0  # on a machine that is busy with something else
 _MEMORY: Final = 288 * MIB  # beyond what the process has when it starts, some 100 MiB
 _NICE: Final = 5  # the loop goes first
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """A `ProblemError` that crosses between processes."""
-
-    kind: Kind
-    detail: str
-    faults: tuple[Fault, ...]
 
 
 class Apart:
@@ -79,8 +69,8 @@ class Apart:
             raise _too_costly() from error
         except TimeoutError as error:
             raise unavailable("Checking the body took too long on a busy machine.", retry_after_s=5) from error
-        if isinstance(answer, _Refusal):
-            raise ProblemError(answer.kind, answer.detail, faults=answer.faults)
+        if isinstance(answer, Refusal):
+            raise answer.problem()
         return answer
 
 
@@ -96,9 +86,7 @@ _readings: Final[dict[bytes, Reading]] = {}  # one: that of the step types known
 _has_memory_limit: list[bool] = []
 
 
-def _read(
-    what: Part, body: bytes, media_type: str, step_types: bytes, units: int
-) -> tuple[Submission | Definition, bool] | _Refusal:
+def _read(what: Part, body: bytes, media_type: str, step_types: bytes, units: int) -> tuple[Found, bool] | Refusal:
     _set_limits()
     if step_types not in _readings:
         _readings.clear()
@@ -106,10 +94,10 @@ def _read(
     try:
         return _readings[step_types].read(what, body, media_type, Budget(units))
     except ProblemError as error:
-        return _Refusal(error.kind, error.detail, error.faults)
+        return Refusal(error.kind, error.detail, error.faults)
     except MemoryError:
         problem = _too_costly()
-        return _Refusal(problem.kind, problem.detail, problem.faults)
+        return Refusal(problem.kind, problem.detail, problem.faults)
 
 
 def _set_limits() -> None:

@@ -77,6 +77,7 @@ def create_app(
     app[keys.SETTINGS] = settings
     app[keys.LOG] = log
     app[keys.METRICS] = metrics
+    app[keys.RATE_LIMITS] = rate_limits
     app[keys.STEP_TYPES] = step_types
     app[keys.READER] = SubmissionReader(step_types, metrics)
     app[keys.BODIES] = Bodies(settings.body_timeout_s, metrics)

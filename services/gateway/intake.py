@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import orjson
 from aiokafka.structs import RecordMetadata
@@ -25,12 +25,16 @@ from anabranch.shared.runtime.snapshots import ACCEPTED
 
 _KEYS_REMEMBERED: Final = 50_000  # some 20 MB
 _DEFINITIONS_HASHED: Final = 2_000  # some 1 MB
+_TURN: Final = 50  # submissions of a batch that are hashed, encoded or looked up at once: some milliseconds
 _REDIS_WITHIN_S: Final = 0.5  # the write path needs Kafka only: a slow Redis may not hold it up
 _REDIS_PAUSE_S: Final = 1.0  # after a failure, so that not every submission waits for a Redis that is away
 
 
 # By the hash of its canonical text; nothing here depends on which gateway of the process asks.
 _hashed_definitions: Final[BoundedMemory[str, blake2b]] = BoundedMemory(max_entries=_DEFINITIONS_HASHED)
+
+
+T = TypeVar("T")
 
 
 class Log(Protocol):
@@ -102,15 +106,51 @@ class Intake:
         if request.key is None:
             await self._append(request, body_hash="", keep_s=0)
             return Accepted()
-        return await self._accept_keyed(request)
+        body_hash, key = self._noted(request)
+        [known] = await self._known([(request.run_id, key.body_hash)])
+        return await self._accept_keyed(request, body_hash, key, known)
 
-    async def _accept_keyed(self, request: Request) -> Accepted:
+    async def accept_all(
+        self, requests: Sequence[Request], refuse_if_high: Callable[[], None]
+    ) -> list[Accepted | ProblemError]:
+        """Append submissions together and return what became of each. `refuse_if_high` is asked before each."""
+        notes = {}
+        async for request in _in_turns([each for each in requests if each.key is not None]):
+            notes[id(request)] = self._noted(request)
+        hashes = [(each.run_id, notes[id(each)][1].body_hash) for each in requests if each.key is not None]
+        known: dict[str, KnownKey] = {}
+        for start in range(0, len(hashes), _TURN):
+            part = hashes[start : start + _TURN]
+            known |= zip((run_id for run_id, _ in part), await self._known(part), strict=True)
+        works = []
+        async with asyncio.TaskGroup() as tasks:
+            async for request in _in_turns(requests):
+                note = notes.get(id(request))
+                outcome = self._outcome(request, note, known.get(request.run_id, KnownKey()), refuse_if_high)
+                works.append(tasks.create_task(outcome))
+        return [work.result() for work in works]
+
+    async def _outcome(
+        self, request: Request, note: tuple[str, _Key] | None, known: KnownKey, refuse_if_high: Callable[[], None]
+    ) -> Accepted | ProblemError:
+        try:
+            refuse_if_high()
+            if note is None:
+                return await self.accept(request)
+            return await self._accept_keyed(request, *note, known)
+        except ProblemError as problem:
+            return problem
+
+    def _noted(self, request: Request) -> tuple[str, _Key]:
+        """Return the hash of what came with a key, and what is known of the key here."""
         body_hash = content_hash(request.submission)
         key = self._keys.get(request.run_id)
         if key is None:
             key = _Key(body_hash)
             self._keys.put(request.run_id, key)  # before anything is awaited: two bodies at once are noticed here
-        known = await self._known(request.run_id, key.body_hash)
+        return body_hash, key
+
+    async def _accept_keyed(self, request: Request, body_hash: str, key: _Key, known: KnownKey) -> Accepted:
         if known.body_hash is not None:
             key.body_hash = known.body_hash
         if key.body_hash != body_hash:
@@ -126,16 +166,16 @@ class Intake:
         key.accepted = True
         return Accepted()
 
-    async def _known(self, run_id: str, body_hash: str) -> KnownKey:
-        """Return what Redis knows of the key: nothing while it is away, since the core drops repeats anyway."""
+    async def _known(self, hashes: Sequence[tuple[str, str]]) -> list[KnownKey]:
+        """Return what Redis knows of the keys: nothing while it is away, since the core drops repeats anyway."""
         if self._monotonic_s() < self._no_redis_until_s:
-            return KnownKey()
+            return [KnownKey()] * len(hashes)
         try:
             async with asyncio.timeout(_REDIS_WITHIN_S):
-                return await self._reads.remember_key(run_id, body_hash, self._settings.idempotency_keep_s)
+                return await self._reads.remember_keys(hashes, self._settings.idempotency_keep_s)
         except (ReadsUnavailable, TimeoutError):
             self._no_redis_until_s = self._monotonic_s() + _REDIS_PAUSE_S
-            return KnownKey()
+            return [KnownKey()] * len(hashes)
 
     async def _append(self, request: Request, *, body_hash: str, keep_s: int) -> None:
         run_id, submission = request.run_id, request.submission
@@ -189,6 +229,14 @@ class Intake:
         partition = partition_of(key, self._settings.run_partitions)
         async with asyncio.timeout(self._settings.append_timeout_s):
             return await self._log.append_and_wait(self._topic, partition, key, record.value, record.headers)
+
+
+async def _in_turns(items: Sequence[T]) -> AsyncIterator[T]:
+    """Yield the items, so many before others of the process have their turn."""
+    for number, item in enumerate(items):
+        if number and number % _TURN == 0:
+            await asyncio.sleep(0)
+        yield item
 
 
 def content_hash(submission: Submission) -> str:

@@ -1,6 +1,6 @@
 """What handlers find in the application."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -16,9 +16,13 @@ from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.submissions import SubmissionReader
 from anabranch.services.gateway.waiting import Watches
 
+if TYPE_CHECKING:
+    from anabranch.services.gateway.rate_limit import RateLimits  # which finds its own things by these keys
+
 SETTINGS: Final = web.AppKey("settings", GatewaySettings)
 LOG: Final[web.AppKey[FilteringBoundLogger]] = web.AppKey("log")
 METRICS: Final = web.AppKey("metrics", GatewayMetrics)
+RATE_LIMITS: Final["web.AppKey[RateLimits]"] = web.AppKey("rate_limits")
 STEP_TYPES: Final = web.AppKey("step_types", StepTypes)
 READER: Final = web.AppKey("reader", SubmissionReader)
 BODIES: Final = web.AppKey("bodies", Bodies)

@@ -87,9 +87,9 @@ class GatewayMetrics(ServiceMetrics):
         """The tokens' issuer was asked for its keys."""
         self._issuer.labels(outcome).inc()
 
-    def rate_limited(self, route_class: str) -> None:
-        """A request was one too many of its client's."""
-        self._rate_limited.labels(route_class).inc()
+    def rate_limited(self, route_class: str, count: int = 1) -> None:
+        """A request was one too many of its client's, or so many runs of a batch were."""
+        self._rate_limited.labels(route_class).inc(count)
 
     def turned_away(self, what: str) -> None:
         """There are too many connections or requests."""

@@ -37,6 +37,7 @@ class Operation:
     parameters: tuple[str, ...] = ()
     problems: tuple[Kind, ...] = ()
     links: tuple[tuple[str, str], ...] = ()  # what takes the id of the run that is answered
+    takes_yaml: bool = True
 
 
 # By method and path as in the URL table; a test compares.
@@ -51,6 +52,13 @@ OPERATIONS: Final = {
         parameters=("wait", "key", "trace"),
         problems=(Kind.KEY_REUSED, Kind.OUTCOME_UNKNOWN),
         links=(("GET", "/v1/runs/{id}"), ("POST", "/v1/runs/{id}/cancel")),
+    ),
+    ("POST", "/v1/runs:batch"): Operation(
+        "Submit many runs",
+        {200: ("What became of each", answers.BatchResultsDocument)},
+        takes=answers.BatchDocument,
+        takes_yaml=False,
+        parameters=("trace",),
     ),
     ("GET", "/v1/runs/{id}"): Operation(
         "Read a run", {200: ("The run", answers.RunDocument)}, parameters=("id", "wait"), problems=(Kind.NOT_FOUND,)
@@ -148,7 +156,10 @@ def _operation(method: str, path: str, operation: Operation, asks_for_keys: bool
         found["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in operation.parameters]
     if operation.takes is not None:
         content = _content(operation.takes)
-        found["requestBody"] = {"required": True, "content": content | {YAML: content[JSON]}}
+        found["requestBody"] = {
+            "required": True,
+            "content": content | ({YAML: content[JSON]} if operation.takes_yaml else {}),
+        }
     kinds = [*_ANYWHERE, *operation.problems]
     kinds += _WITH_BODY if operation.takes is not None else ()
     kinds += _COUNTED if CLASSES[method, path] is not RouteClass.OPEN else ()

@@ -93,6 +93,11 @@ class ProblemError(AnabranchError):
             self.headers["Retry-After"] = str(retry_after_s)
 
     def response(self, instance: str) -> web.Response:
+        """Return the problem document as an answer; `instance` names this occurrence."""
+        body = orjson.dumps(self.document(instance))
+        return web.Response(body=body, status=self.kind.status, content_type=MEDIA_TYPE, headers=self.headers)
+
+    def document(self, instance: str) -> dict[str, Any]:
         """Return the problem document; `instance` names this occurrence."""
         document = {
             "type": self.kind.urn,
@@ -104,9 +109,7 @@ class ProblemError(AnabranchError):
         }
         if self.faults:
             document["errors"] = [fault.document() for fault in self.faults]
-        return web.Response(
-            body=orjson.dumps(document), status=self.kind.status, content_type=MEDIA_TYPE, headers=self.headers
-        )
+        return document
 
 
 _OF_STATUS: Final = {

@@ -61,6 +61,11 @@ class Window:
     current: int
     current_ms: float
 
+    @property
+    def weighted(self) -> int:
+        """What counts now."""
+        return math.floor(self.before * self.before_ms / (WINDOW_S * 1000)) + self.current
+
 
 @dataclass(slots=True)
 class Standing:
@@ -164,6 +169,21 @@ class RateLimits:
             await asking.wait()
         return self._from_memory(key) or await self._ask(key, limit)
 
+    async def take_up_to(
+        self, route_class: RouteClass, tenant: str, client: str, amount: int
+    ) -> tuple[int, Standing | None]:
+        """Count so many more, or as many as there is room for; return how many, and where the client stands then."""
+        limit = self.limit(route_class, tenant)
+        if limit == 0 or amount == 0:
+            return amount, None
+        key = self._key(route_class.value, tenant, client)
+        window = await self._counted(key, limit, amount)
+        if window.taken:
+            return amount, standing_of(limit, window)
+        room = limit - window.weighted
+        taken = room > 0 and (await self._counted(key, limit, room)).taken  # not so when somebody else was quicker
+        return room if taken else 0, standing_of(limit, window)
+
     def _from_memory(self, key: str) -> Standing | None:
         """Return what need not be asked: a refusal lasts until its time is over, and what was taken ahead is there."""
         known = self._known.get(key)
@@ -214,10 +234,9 @@ class RateLimits:
 
 def standing_of(limit: int, window: Window) -> Standing:
     """Return where a client stands in its window; a refusal says when the next request may come."""
-    weighted = math.floor(window.before * window.before_ms / (WINDOW_S * 1000)) + window.current
     shift_s = window.current_ms / 1000 % WINDOW_S or WINDOW_S
     if window.taken:
-        return Standing(limit, True, max(0, limit - weighted), shift_s)
+        return Standing(limit, True, max(0, limit - window.weighted), shift_s)
     if window.current >= limit or window.before == 0:
         return Standing(limit, False, 0, max(shift_s, 0.001))
     until_s = (limit - window.current) * WINDOW_S / window.before  # what of the window before may still count
@@ -245,6 +264,20 @@ async def count(request: web.Request, limits: RateLimits, metrics: GatewayMetric
     if not standing.allowed:
         metrics.rate_limited(route_class.value)
         raise _too_many(route_class, standing)
+
+
+async def take_more(request: web.Request, amount: int) -> tuple[int, ProblemError | None]:
+    """Count what a request asks for beside itself, as far as there is room; return how much, and why not the rest."""
+    route_class = class_of(request)
+    limits = request.app[keys.RATE_LIMITS]
+    taken, standing = await limits.take_up_to(route_class, tenant_of(request), client_of(request), amount)
+    if standing is None:
+        return taken, None
+    request[keys.HEADERS].update(standing.headers(route_class.value))
+    if taken == amount:
+        return taken, None
+    request.app[keys.METRICS].rate_limited(route_class.value, amount - taken)
+    return taken, _too_many(route_class, standing)
 
 
 def _too_many(route_class: RouteClass, standing: Standing) -> ProblemError:

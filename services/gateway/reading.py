@@ -4,7 +4,7 @@ A definition is validated once per content: the body is parsed strictly each tim
 and what stands under `definition` is looked up by its JSON text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -12,20 +12,32 @@ import orjson
 
 from anabranch.services.gateway.problems import Fault, Kind, ProblemError
 from anabranch.shared.contracts.bounded import BoundedMemory
-from anabranch.shared.contracts.limits import MAX_LABEL_CHARS, MAX_LABELS, MAX_PROBLEMS, MIB
+from anabranch.shared.contracts.ids import is_idempotency_key
+from anabranch.shared.contracts.limits import (
+    MAX_BATCH_RUNS,
+    MAX_IDEMPOTENCY_KEY_CHARS,
+    MAX_LABEL_CHARS,
+    MAX_LABELS,
+    MAX_PROBLEMS,
+    MAX_PROBLEMS_OF_BATCH_RUN,
+    MIB,
+)
 from anabranch.shared.contracts.report import Budget, InvalidError, Problem, Report, TooCostly
-from anabranch.shared.contracts.source import Source, SourceError, parse_source, pointer_to
+from anabranch.shared.contracts.source import Piece, Source, SourceError, parse_source, pieces_of, pointer_to
 from anabranch.shared.contracts.validation import ValidPipeline, validate_inputs, validate_pipeline
 
 _FIELDS: Final = ("definition", "pipeline", "revision", "inputs", "labels")
+_BATCH_FIELDS: Final = (*_FIELDS, "idempotency_key")
+_RUNS: Final = "runs"
 _NAMED: Final = ("pipeline", "revision")
 
 _CACHE_BYTES: Final = 32 * MIB
 _CACHE_ENTRIES: Final = 2_000
 _WEIGHT_OF_TEXT: Final = 4  # its JSON text as a key and as a value, its steps and its inputs' schemas as objects
 
-Part = Literal["submission", "definition"]  # what a body is
+Part = Literal["submission", "batch", "definition"]  # what a body is
 SUBMISSION: Final = "submission"
+BATCH: Final = "batch"
 DEFINITION: Final = "definition"
 
 StepTypeSchemas = Mapping[str, dict[str, Any]]
@@ -50,6 +62,23 @@ class Submission:
     inputs: dict[str, Any]
     labels: dict[str, str]
     weight: int  # bytes of the body, about what it weighs in memory
+    key: str | None = None  # the Idempotency-Key of a run of a batch
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A `ProblemError` that is one result of several, or crosses between processes."""
+
+    kind: Kind
+    detail: str
+    faults: tuple[Fault, ...]
+
+    def problem(self) -> ProblemError:
+        """Return it to be raised."""
+        return ProblemError(self.kind, self.detail, faults=self.faults)
+
+
+Found = Submission | list[Submission | Refusal] | Definition
 
 
 class Reading:
@@ -61,16 +90,36 @@ class Reading:
             max_entries=_CACHE_ENTRIES, max_weight=_CACHE_BYTES
         )
 
-    def read(self, what: Part, body: bytes, media_type: str, budget: Budget) -> tuple["Submission | Definition", bool]:
+    def read(self, what: Part, body: bytes, media_type: str, budget: Budget) -> tuple[Found, bool]:
         """Return what a body is, and whether its definition was known. Raises `ProblemError`, `TooCostly`."""
         if what == SUBMISSION:
             return self._submission(body, media_type, budget)
+        if what == BATCH:
+            return self._batch(body, budget)
         return self._definition(body, media_type, budget)
 
-    def _submission(self, body: bytes, media_type: str, budget: Budget) -> tuple[Submission, bool]:
+    def _batch(self, body: bytes, budget: Budget) -> tuple[list[Submission | Refusal], bool]:
+        pieces = _pieces(body)
+        if pieces is None or not 0 < len(pieces) <= MAX_BATCH_RUNS:
+            raise _no_batch(body, budget)
+        found = [self._run_of_batch(number, piece, budget) for number, piece in enumerate(pieces)]
+        return [run for run, _ in found], all(known for _, known in found)
+
+    def _run_of_batch(self, number: int, piece: Piece, budget: Budget) -> tuple[Submission | Refusal, bool]:
+        try:
+            return self._submission(piece.text.encode(), "application/json", budget, _BATCH_FIELDS)
+        except InvalidError as error:
+            _give_up_if_costly(error, budget)
+            return _moved(_invalid(_faults(error.errors), error.more), number, piece), True
+        except ProblemError as problem:
+            return _moved(problem, number, piece), True
+
+    def _submission(
+        self, body: bytes, media_type: str, budget: Budget, fields: Collection[str] = _FIELDS
+    ) -> tuple[Submission, bool]:
         source = _parsed(body, media_type)
         envelope = Report(source, budget)
-        _check_envelope(source, envelope)
+        _check_envelope(source, envelope, fields)
         definition, known, inputs = None, False, {}
         value = source.value
         faults, more = _faults(envelope.sorted()) if envelope.problems else [], envelope.more
@@ -86,7 +135,8 @@ class Reading:
                 more += error.more
         if faults or definition is None:
             raise _invalid(faults, more)
-        return Submission(definition, inputs, value.get("labels") or {}, len(body)), known
+        key = value.get("idempotency_key")
+        return Submission(definition, inputs, value.get("labels") or {}, len(body), key), known
 
     def _definition(self, body: bytes, media_type: str, budget: Budget) -> tuple[Definition, bool]:
         try:
@@ -139,24 +189,69 @@ def _invalid(faults: list[Fault], more: int) -> ProblemError:
     return ProblemError(Kind.INVALID, f"{what} wrong with what was sent; see errors.", faults=listed)
 
 
-def _check_envelope(source: Source, report: Report) -> None:
+def _pieces(body: bytes) -> list[Piece] | None:
+    try:
+        return pieces_of(body, _RUNS)
+    except SourceError:
+        return None
+
+
+def _no_batch(body: bytes, budget: Budget) -> ProblemError:
+    """Return what is wrong with a body that is no list of runs."""
+    source = _parsed(body, "application/json")
+    report = Report(source, budget)
+    runs = source.value.get(_RUNS) if isinstance(source.value, dict) else None
+    if not isinstance(runs, list):
+        report.add("", "a batch is an object with `runs`, a list")
+    elif not 0 < len(runs) <= MAX_BATCH_RUNS:
+        report.add(pointer_to(_RUNS), f"a batch has 1 to {MAX_BATCH_RUNS} runs, not {len(runs)}")
+    else:
+        report.add("", "a batch has `runs` and nothing else")
+    return _invalid(_faults(report.sorted()), report.more)
+
+
+def _moved(problem: ProblemError, number: int, piece: Piece) -> Refusal:
+    """Return what is wrong with a run of a batch, with places in the whole body."""
+    base = pointer_to(_RUNS, number)
+    faults = [
+        Fault(
+            base + each.pointer,
+            each.message,
+            None if each.line is None else each.line + piece.line - 1,
+            None if each.column is None else each.column + (piece.column - 1 if each.line == 1 else 0),
+        )
+        for each in problem.faults[:MAX_PROBLEMS_OF_BATCH_RUN]
+    ]
+    return Refusal(problem.kind, problem.detail, tuple(faults))
+
+
+def _check_envelope(source: Source, report: Report, fields: Collection[str]) -> None:
     """Report what is wrong around the definition and the inputs."""
     value = source.value
     if not isinstance(value, dict):
         report.add("", "a submission is an object with `definition`, `inputs` and `labels`")
         return
     for name in value:
-        if name not in _FIELDS:
+        if name not in fields:
             if report.full:
-                report.more += len(value) - len(report.problems) - sum(each in value for each in _FIELDS)
+                report.more += len(value) - len(report.problems) - sum(each in value for each in fields)
                 break
-            report.add(pointer_to(name), f"unknown key {name[:80]!r}{report.suggest(name, _FIELDS)}")
+            report.add(pointer_to(name), f"unknown key {name[:80]!r}{report.suggest(name, fields)}")
     for name in _NAMED:
         if name in value:
             report.add(pointer_to(name), f"{name!r} is not supported yet: send a `definition`")
     if "definition" not in value and not any(name in value for name in _NAMED):
         report.add("", "`definition` is missing")
     _check_labels(value.get("labels"), report)
+    _check_key(value.get("idempotency_key"), fields, report)
+
+
+def _check_key(key: Any, fields: Collection[str], report: Report) -> None:
+    if key is None or "idempotency_key" not in fields:
+        return
+    if not (isinstance(key, str) and is_idempotency_key(key)):
+        words = f"a key is a text of 1 to {MAX_IDEMPOTENCY_KEY_CHARS} visible ASCII characters"
+        report.add("/idempotency_key", words)
 
 
 def _check_labels(labels: Any, report: Report) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
@@ -198,14 +198,17 @@ class RunReads:
         except ReadsUnavailable:
             return False
 
-    async def remember_key(self, run_id: str, body_hash: str, keep_s: int) -> "KnownKey":
-        """Note the body of an idempotency key and return what was known of it. Raises `ReadsUnavailable`."""
+    async def remember_keys(self, hashes: Sequence[tuple[str, str]], keep_s: int) -> list["KnownKey"]:
+        """Note the bodies of idempotency keys, each by its run, and return what was known of each: one round trip.
+
+        Raises `ReadsUnavailable`.
+        """
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.set(self._keys.idempotency(run_id), body_hash, nx=True, get=True, ex=keep_s)
-        pipeline.hmget(self._keys.run(run_id), [BODY_HASH.decode(), STATUS.decode()])
-        noted, (projected, status) = await self._ask(pipeline.execute(), "idempotency")
-        known = noted or projected
-        return KnownKey(known.decode() if known else None, status.decode() if status else None)
+        for run_id, body_hash in hashes:
+            pipeline.set(self._keys.idempotency(run_id), body_hash, nx=True, get=True, ex=keep_s)
+            pipeline.hmget(self._keys.run(run_id), [BODY_HASH.decode(), STATUS.decode()])
+        answers = await self._ask(pipeline.execute(), "idempotency")
+        return [_known_key(noted, *of_run) for noted, of_run in zip(answers[::2], answers[1::2], strict=True)]
 
     async def _ask(self, answer: Awaitable[T], use: str) -> T:
         try:
@@ -213,6 +216,11 @@ class RunReads:
         except (TimeoutError, RedisError, OSError) as error:
             self._metrics.redis_failed(use)
             raise ReadsUnavailable(str(error)) from error
+
+
+def _known_key(noted: bytes | None, projected: bytes | None, status: bytes | None) -> "KnownKey":
+    known = noted or projected
+    return KnownKey(known.decode() if known else None, status.decode() if status else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from aiohttp import web
 
 from anabranch.services.gateway.problems import Kind, ProblemError
 from anabranch.shared.contracts.durations import DurationError, format_duration, parse_duration
+from anabranch.shared.contracts.ids import is_idempotency_key
 from anabranch.shared.contracts.limits import MAX_IDEMPOTENCY_KEY_CHARS
 
-_KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}")
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _SECONDS: Final = re.compile(r"[0-9]{1,9}")
 
@@ -44,7 +44,7 @@ def idempotency_key_of(request: web.Request) -> str | None:
     given = request.headers.getall("Idempotency-Key", None)
     if given is None:
         return None
-    if len(given) > 1 or not _KEY.fullmatch(given[0]):
+    if len(given) > 1 or not is_idempotency_key(given[0]):
         raise ProblemError(
             Kind.BAD_REQUEST,
             f"An Idempotency-Key is 1 to {MAX_IDEMPOTENCY_KEY_CHARS} visible ASCII characters, sent once.",

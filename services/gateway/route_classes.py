@@ -19,6 +19,7 @@ class RouteClass(Enum):
 # By method and path as in the URL table. What is not in here is judged by its method.
 CLASSES: Final = {
     ("POST", "/v1/runs"): RouteClass.CHANGE,
+    ("POST", "/v1/runs:batch"): RouteClass.CHANGE,
     ("GET", "/v1/runs/{id}"): RouteClass.READ,
     ("POST", "/v1/runs/{id}/cancel"): RouteClass.CHANGE,
     ("POST", "/v1/pipelines:validate"): RouteClass.READ,
@@ -35,6 +36,7 @@ CLASSES: Final = {
 # By method and path as well. A route that is neither in here nor open is for `admin` alone.
 SCOPES: Final = {
     ("POST", "/v1/runs"): Scope.SUBMIT,
+    ("POST", "/v1/runs:batch"): Scope.SUBMIT,
     ("GET", "/v1/runs/{id}"): Scope.READ,
     ("POST", "/v1/runs/{id}/cancel"): Scope.OPERATE,
     ("POST", "/v1/pipelines:validate"): Scope.SUBMIT,

@@ -4,10 +4,11 @@ from typing import Final
 
 from aiohttp import web
 
-from anabranch.services.gateway import documents, pipelines, runs
+from anabranch.services.gateway import batches, documents, pipelines, runs
 
 ROUTES: Final = (
     web.post("/v1/runs", runs.submit_run),
+    web.post("/v1/runs:batch", batches.submit_batch),
     web.get("/v1/runs/{id}", runs.get_run),
     web.post("/v1/runs/{id}/cancel", runs.cancel_run),
     web.post("/v1/pipelines:validate", pipelines.validate),

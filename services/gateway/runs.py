@@ -35,7 +35,7 @@ async def submit_run(request: web.Request) -> web.StreamResponse:
     tenant = tenant_of(request)
     media_type = media_type_of(request)
     app[keys.PRESSURE].refuse_if_high()
-    _refuse_before_step_types_are_known(app)
+    refuse_before_step_types_are_known(app)
     body = await app[keys.BODIES].read(request)
     submission = await app[keys.READER].submission(body, media_type)
     run_id = new_run_id() if key is None else run_id_for_key(tenant, key)
@@ -184,7 +184,8 @@ def _hears(request: web.Request) -> bool:
     return transport is not None and not transport.is_closing() and not getattr(request.protocol, "half_closed", False)
 
 
-def _refuse_before_step_types_are_known(app: web.Application) -> None:
+def refuse_before_step_types_are_known(app: web.Application) -> None:
+    """Raise a 503 problem as long as nobody can say what may run."""
     if not app[keys.STEP_TYPES].complete:
         app[keys.METRICS].run_refused("starting")
         raise unavailable("The step types are still being read.", retry_after_s=1)

@@ -9,7 +9,16 @@ from anabranch.services.gateway.apart import Apart
 from anabranch.services.gateway.body import JSON
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
-from anabranch.services.gateway.reading import DEFINITION, SUBMISSION, Definition, Part, Reading, Submission
+from anabranch.services.gateway.reading import (
+    BATCH,
+    DEFINITION,
+    SUBMISSION,
+    Definition,
+    Part,
+    Reading,
+    Refusal,
+    Submission,
+)
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.shared.contracts.limits import KIB, MAX_CHECKING_COST, MAX_CHECKING_COST_IN_LINE
 from anabranch.shared.contracts.report import Budget, TooCostly
@@ -40,6 +49,20 @@ class SubmissionReader:
         """Return the submission in a body. Raises `ProblemError`."""
         found: Submission = await self._read(SUBMISSION, body, media_type)
         self._check_command_topics(found.definition)
+        return found
+
+    async def batch(self, body: bytes) -> list[Submission | ProblemError]:
+        """Return the submissions in a body, or what is wrong with each. Raises `ProblemError` for the whole."""
+        found: list[Submission | Refusal] = await self._read(BATCH, body, JSON)
+        return [self._run_of_batch(each) for each in found]
+
+    def _run_of_batch(self, found: Submission | Refusal) -> Submission | ProblemError:
+        if isinstance(found, Refusal):
+            return found.problem()
+        try:
+            self._check_command_topics(found.definition)
+        except ProblemError as problem:
+            return problem
         return found
 
     async def definition(self, body: bytes, media_type: str) -> Definition:

@@ -1,13 +1,18 @@
 """Ids: each is derived from what it names, so that a repeat is recognisable by anyone."""
 
 import hashlib
+import re
 from typing import Final
 from uuid import UUID, uuid5
 
 import uuid_utils
 
+from anabranch.shared.contracts.limits import MAX_IDEMPOTENCY_KEY_CHARS
+
 RUN_NAMESPACE: Final = UUID("6a6ca2b6-8d6f-5d0c-9a2c-2b6f5f0f7a11")
 """Namespace of run ids that are derived from an idempotency key (UUIDv5, RFC 9562 §5.5)."""
+
+_IDEMPOTENCY_KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_IDEMPOTENCY_KEY_CHARS}}}")
 
 _SPAN: Final = hashlib.blake2b(digest_size=8)
 """The empty hash of a span id; a copy of it costs less than the arguments of a new one."""
@@ -16,6 +21,11 @@ _SPAN: Final = hashlib.blake2b(digest_size=8)
 def new_run_id() -> str:
     """Return a time-ordered UUIDv7 (RFC 9562 §5.7), as text of 36 characters."""
     return str(uuid_utils.uuid7())
+
+
+def is_idempotency_key(text: str) -> bool:
+    """Return whether a client may name a submission so: visible ASCII characters, not too many."""
+    return _IDEMPOTENCY_KEY.fullmatch(text) is not None
 
 
 def run_id_for_key(tenant: str, key: str) -> str:

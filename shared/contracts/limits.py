@@ -23,6 +23,8 @@ MAX_INPUTS_BYTES: Final = 256 * KIB
 MAX_LABELS: Final = 32
 MAX_LABEL_CHARS: Final = 256
 MAX_IDEMPOTENCY_KEY_CHARS: Final = 255
+MAX_BATCH_RUNS: Final = 1_000  # of one request; they fit into one body
+MAX_PROBLEMS_OF_BATCH_RUN: Final = 10  # listed of each run of a batch: 10,000 of them are an answer of some megabytes
 MAX_CANCEL_REASON_CHARS: Final = 1_000  # a sentence or two; it stays in the run's state until its end
 MAX_INTEGER: Final = 2**63 - 1
 

@@ -59,7 +59,7 @@ class Full(Exception):
 
 
 class Budget:
-    """Units of cost that may still be spent; every part of one submission takes from it."""
+    """Units of cost that may still be spent; every part of one body takes from it."""
 
     def __init__(self, units: int = MAX_CHECKING_COST) -> None:
         self.units = units
@@ -100,13 +100,13 @@ class Report:
         """Take the cost of a piece of work off the budget. Raises `TooCostly`; `Full` when it is not worth it."""
         if self.full:
             raise Full
-        self._budget.left -= units
-        if self._budget.left < 0:
+        if units > self._budget.left:  # what is not done costs nothing: what comes after it may still fit
             place = nearest_pointer(self._source.base + pointer)
             message = (
                 f"{what} costs too much to check: {units} units, of {self._budget.units} that one submission may take"
             )
             raise TooCostly([Problem(place, message)])
+        self._budget.left -= units
 
     def suggest(self, name: str, known: Collection[str]) -> str:
         """Return `; did you mean 'x'?` or nothing. Gives up after so many comparisons in all."""

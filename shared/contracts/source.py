@@ -326,6 +326,64 @@ class _JsonPlaces:
         return self._line, at - self._line_start + 1
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One value of a list in a body as it is written there, and where it begins."""
+
+    text: str
+    line: int
+    column: int
+
+
+def pieces_of(body: bytes, name: str) -> list[Piece] | None:
+    """Return the values of the list that is all a JSON object has, under this name; None when a body is no such object.
+
+    They are passed over, not judged: each may be read alone, and is wrong alone. Raises `SourceError`.
+    """
+    text = _decode(body)
+    try:
+        spans = _spans(text, name)
+    except (ValueError, StopIteration, RecursionError):
+        return None
+    pieces, line, line_start, seen = [], 1, 0, 0
+    for start, end in spans:
+        if newlines := text.count("\n", seen, start):
+            line, line_start = line + newlines, text.rfind("\n", seen, start) + 1
+        seen = start
+        pieces.append(Piece(text[start:end], line, start - line_start + 1))
+    return pieces
+
+
+_PASS_OVER: Final = json.JSONDecoder(  # numbers stay texts: those of any length are passed over
+    parse_int=str, parse_float=str, parse_constant=str
+).scan_once  # type: ignore[attr-defined]  # not in the stubs
+
+
+def _spans(text: str, name: str) -> list[tuple[int, int]]:
+    at = _behind("{", text, 0)
+    key, at = scanstring(text, at + 1) if text.startswith('"', at) else ("", at)
+    if key != name:
+        raise ValueError("something else comes first")
+    at = _behind("[", text, _behind(":", text, at))
+    spans: list[tuple[int, int]] = []
+    while not text.startswith("]", at):
+        start = _behind(",", text, at) if spans else at
+        end = _PASS_OVER(text, start)[1]
+        spans.append((start, end))
+        at = _behind("", text, end)
+    if _behind("}", text, _behind("]", text, at)) != len(text):
+        raise ValueError("something else follows")
+    return spans
+
+
+def _behind(mark: str, text: str, at: int) -> int:
+    """Return where the token begins that follows a mark and the space around it. Raises `ValueError`."""
+    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # matches nothing too
+    if not text.startswith(mark, at):
+        raise ValueError(f"{mark} is not there")
+    return _SPACE.match(text, at + len(mark)).end()  # type: ignore[union-attr]
+
+
 # ---- YAML ----------------------------------------------------------------------------------------------------------
 
 _NULL: Final = frozenset(("", "~", "null", "Null", "NULL"))

@@ -59,6 +59,34 @@ MUTANTS: Final = (
         "        if True:",
         f"{_SECURITY}/test_more_writes.py",
     ),
+    Mutant(
+        "a batch counts as one request",
+        f"{_GATEWAY}/batches.py",
+        "    more, too_many = await take_more(request, count - 1)",
+        "    more, too_many = await take_more(request, 0)\n    more = count - 1",
+        f"{_SECURITY}/test_more_writes.py",
+    ),
+    Mutant(
+        "a batch over the limit is not cut",
+        f"{_GATEWAY}/rate_limit.py",
+        "        return room if taken else 0, standing_of(limit, window)",
+        "        return amount, standing_of(limit, window)",
+        f"{_SECURITY}/test_more_writes.py",
+    ),
+    Mutant(
+        "a batch of any length is taken",
+        f"{_GATEWAY}/reading.py",
+        "not 0 < len(pieces) <= MAX_BATCH_RUNS:",
+        "not 0 < len(pieces):",
+        "tests/unit/gateway/test_batch.py",
+    ),
+    Mutant(
+        "a batch is appended whatever is on its way to Kafka",
+        f"{_GATEWAY}/intake.py",
+        "            refuse_if_high()\n",
+        "",
+        "tests/unit/gateway/test_batch.py",
+    ),
     # ---- Authentication and tenants
     Mutant(
         "any secret opens",

@@ -59,11 +59,16 @@ class FakeLog:
         self.records: list[tuple[int, bytes | None, bytes]] = []
         self.error: Exception | None = None
         self.hangs = False
+        self.holds: asyncio.Event | None = None  # what acknowledges, when it is set
+        self.weighs = 0  # bytes that each record is on its way for ever with
 
     async def append_and_wait(self, topic: str, partition: int, key: Any, value: Any, headers: Any) -> RecordMetadata:
         if self.error is not None:
             raise self.error
         self.records.append((partition, key, value))
+        self.unacknowledged_bytes += self.weighs
+        if self.holds is not None:
+            await self.holds.wait()
         if self.hangs:
             await asyncio.Event().wait()
         place = TopicPartition(topic, partition)

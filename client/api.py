@@ -158,6 +158,13 @@ class AnabranchClient:
             await asyncio.sleep(max(interval_s - (last_answer - asked), 0.0))
             interval_s = _interval_s(len(reply.body))
 
+    async def cancel(self, run_id: str) -> Run:
+        """Ask for a run to be stopped, and return it as it stands: it ends as `cancelled` when its workers have
+        answered. Raises `ProblemError` with status 409 for a run that has ended.
+        """
+        reply = await self._request("POST", f"{_run_path(run_id)}/cancel")
+        return Run.model_validate_json(reply.body)
+
     async def validate(self, definition: Definition) -> tuple[Fault, ...]:
         """Return everything that is wrong with a pipeline; nothing when a run of it would be accepted.
 

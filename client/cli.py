@@ -87,6 +87,18 @@ def status(run_id: str, watch: bool, as_json: bool, url: str) -> None:
 
 
 @main.command()
+@click.argument("run_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print the run's id and status as JSON, and nothing else.")
+@_url
+def cancel(run_id: str, as_json: bool, url: str) -> None:
+    """Stop the run ID: nothing new starts, what runs is told to stop.
+
+    Exit code: 0 it is being cancelled, or was before; 1 it ended otherwise, or there is none such.
+    """
+    _end_with(commands.cancel(url, run_id, as_json=as_json))
+
+
+@main.command()
 @click.argument("file", type=_FILE)
 @_url
 def validate(file: str, url: str) -> None:

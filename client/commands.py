@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from anabranch.client.api import AnabranchClient
-from anabranch.client.model import Fault, GatewayUnreachableError, Problem, ProblemError, Run
+from anabranch.client.model import CANCELLED, Fault, GatewayUnreachableError, Problem, ProblemError, Run
 from anabranch.client.pipeline_file import PipelineFile, indented
 from anabranch.client.view import Lines, ending, run_table, view_on
 from anabranch.shared.contracts.text import printable
@@ -79,6 +79,24 @@ async def status(url: str, run_id: str, *, watched: bool, as_json: bool) -> int:
     return OK
 
 
+async def cancel(url: str, run_id: str, *, as_json: bool) -> int:
+    """Ask for a run to be cancelled; one that was cancelled before is as it should be."""
+    async with AnabranchClient(url) as client:
+        try:
+            asked = await client.cancel(run_id)
+        except ProblemError as error:
+            if error.problem.run_status != CANCELLED:
+                raise
+            asked = Run(id=error.problem.id or run_id, status=CANCELLED)
+    if as_json:
+        put(asked.model_dump_json(include={"id", "status"}))
+    elif asked.ended:
+        say(f"run {asked.id} was cancelled before")
+    else:
+        say(f"run {asked.id} is being cancelled; watch it with `anabranch status {asked.id} --watch`")
+    return OK
+
+
 async def _watch(client: AnabranchClient, run_id: str, *, as_json: bool, needs: Mapping[str, tuple[str, ...]]) -> int:
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -125,7 +143,11 @@ def _refused(file: PipelineFile, error: ProblemError) -> int:
 def words_of(problem: Problem) -> str:
     """Return what a problem says, with the run it may be about."""
     told = f"{problem.title}: {problem.detail}" if problem.title and problem.detail else problem.title or problem.detail
-    maybe = f"\nIt may have been accepted: look with `anabranch status {problem.id}`" if problem.id else ""
+    maybe = (
+        f"\nIt may have been accepted: look with `anabranch status {problem.id}`"
+        if problem.id and not problem.run_status
+        else ""
+    )
     return f"{printable(told) or 'the gateway gave no reason'} (HTTP {problem.status}){maybe}"
 
 

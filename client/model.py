@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from anabranch.shared.contracts.errors import AnabranchError, StepError
 
 SUCCEEDED: Final = "succeeded"
-ENDED: Final = frozenset({SUCCEEDED, "failed", "timed_out", "cancelled", "skipped"})
+CANCELLED: Final = "cancelled"
+ENDED: Final = frozenset({SUCCEEDED, "failed", "timed_out", CANCELLED, "skipped"})
 """Statuses that a run or a step does not leave."""
 
 
@@ -99,7 +100,8 @@ class Fault(_Answer):
 
 
 class Problem(_Answer):
-    """RFC 9457 problem details; `id` is the run's, when a submission's outcome is unknown."""
+    """RFC 9457 problem details; `id` is the run's, when a submission's outcome is unknown or a run
+    has ended, then as `run_status`."""
 
     type: str = "about:blank"
     title: str = ""
@@ -107,6 +109,7 @@ class Problem(_Answer):
     detail: str = ""
     errors: tuple[Fault, ...] = ()
     id: str | None = None
+    run_status: str | None = None
 
 
 class ClientError(AnabranchError):

@@ -53,7 +53,9 @@ class BatchDocument(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    runs: list[RunOfBatchDocument] = Field(min_length=1, max_length=MAX_BATCH_RUNS)
+    runs: list[RunOfBatchDocument | JsonValue] = Field(
+        min_length=1, max_length=MAX_BATCH_RUNS, description="What is no such run is refused alone, by its result."
+    )
 
 
 class StepDocument(BaseModel):

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from redis.asyncio import Redis
 
-from anabranch.client import AnabranchClient, Run
+from anabranch.client import AnabranchClient, ProblemError, Run
 from anabranch.deploy.local.stack import LocalStack
 from tests.contract.described import judge
 
@@ -83,6 +83,18 @@ async def test_audit_finds_the_links_to_pages_that_nobody_wrote(client: Anabranc
     assert audit["score"] == 100 * (audit["checked"] - len(broken)) // audit["checked"]
     assert audit["unlisted"] == ["."]
     assert run.steps["sitemap"].attempt == 3, "it answers 503 twice"
+
+
+async def test_a_run_is_cancelled_while_its_step_sleeps(client: AnabranchClient) -> None:
+    """However often it is asked; afterwards it is over."""
+    slow = {"name": "slow", "steps": {"nap": {"uses": "simulate", "with": {"sleep": "10m"}}}}
+    accepted = await client.submit(slow)
+    assert [(await client.cancel(accepted.id)).ended for _ in range(2)] == [False, False]
+    run = [run async for run in client.watch(accepted.id)][-1]
+    assert (run.status, run.steps["nap"].status) == ("cancelled", "cancelled")
+    with pytest.raises(ProblemError) as refused:
+        await client.cancel(accepted.id)
+    assert (refused.value.problem.status, refused.value.problem.run_status) == (409, "cancelled")
 
 
 @asynccontextmanager

@@ -52,6 +52,7 @@ class FakeGateway:
             [
                 web.post("/v1/runs", self._submit),
                 web.get("/v1/runs/{id}", self._show),
+                web.post("/v1/runs/{id}/cancel", self._cancel),
                 web.post("/v1/pipelines:validate", self._validate),
                 web.get("/v1/step-types", self._step_types),
             ]
@@ -88,6 +89,15 @@ class FakeGateway:
             return a_problem(404, "No such run", detail=f"there is no run {run_id}")
         state = script.pop(0) if len(script) > 1 else script[0]
         return web.json_response({"id": run_id, **state})
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        run_id = request.match_info["id"]
+        if run_id not in self.runs:
+            return a_problem(404, "No such run", detail=f"there is no run {run_id}")
+        status = self.runs[run_id][0]["status"]
+        if status != "running":
+            return a_problem(409, "Not possible now", detail=f"it has ended: {status}", id=run_id, run_status=status)
+        return web.json_response({"id": run_id, "status": status}, status=202)
 
     async def _validate(self, request: web.Request) -> web.Response:
         try:

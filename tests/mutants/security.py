@@ -402,15 +402,15 @@ MUTANTS: Final = (
     Mutant(
         "connections without end",
         "shared/runtime/listener.py",
-        "        if server.open >= listening.max_connections:",
-        "        if False:",
+        "        return self._all < self._most and not",
+        "        return not",
         f"{_SECURITY}/test_connections.py",
     ),
     Mutant(
         "connections of one client without end",
         "shared/runtime/listener.py",
-        "        return bool(client) and server.of_client[client] >= listening.max_connections_of_client",
-        "        return False",
+        " and not (client and self._of_client[client] >= self._most_of_client)",
+        "",
         f"{_SECURITY}/test_connections.py",
     ),
     Mutant(

@@ -63,7 +63,8 @@ async def show(settings: Settings) -> int:
     for issued in found.issued.values():
         state = f"revoked {issued.revoked_at}" if issued.revoked_at else f"expires {issued.expires_at or 'never'}"
         scopes = ",".join(issued.scopes)
-        put(f"{issued.id}  {issued.tenant}  {scopes}  created {issued.created_at}  {state}  {issued.name}")
+        used = f"used {found.used_at.get(issued.id, 'never')}"
+        put(f"{issued.id}  {issued.tenant}  {scopes}  created {issued.created_at}  {used}  {state}  {issued.name}")
     return OK
 
 

@@ -10,6 +10,7 @@ from anabranch.services.gateway.api_keys import ApiKeyReader, ApiKeys
 from anabranch.services.gateway.app import create_app
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.issuer import Issuer, IssuerKeys
+from anabranch.services.gateway.key_uses import KeyUses
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import LagWatch, Pressure
 from anabranch.services.gateway.rate_limit import RateLimits, SharedCounts
@@ -21,7 +22,7 @@ from anabranch.services.gateway.waiting import ChannelListener, Watches
 from anabranch.shared.contracts.topics import API_KEYS, DEFINITIONS, STEP_TYPES
 from anabranch.shared.runtime.clients import new_admin
 from anabranch.shared.runtime.deadline import Deadline
-from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
+from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, new_producer, wait_for_kafka
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Service, run_service
 from anabranch.shared.runtime.tls import ServerCertificate
@@ -48,7 +49,9 @@ class Gateway:
         self._type_reader = StepTypeReader(
             self._announcements, settings.topics.step_types, self._step_types, metrics=metrics, log=service.log
         )
-        self._api_keys = ApiKeys()
+        self._use_records = new_producer(settings)
+        self._key_uses = KeyUses(self._use_records, settings.topics.api_keys, service.log)
+        self._api_keys = ApiKeys(used=self._key_uses.note)
         self._key_records = new_consumer(settings)
         self._key_reader = ApiKeyReader(self._key_records, settings.topics.api_keys, self._api_keys, service.log)
         issuer = Issuer(settings.jwt_issuer, settings.jwt_jwks_url)
@@ -89,6 +92,7 @@ class Gateway:
             await self._outbox.start()
             await self._announcements.start()
             await self._key_records.start()
+            await self._use_records.start()
             await self._offsets.start()
             await self._admin.start()
             await self._topics_admin.start()
@@ -105,6 +109,7 @@ class Gateway:
             running = [
                 start(self._type_reader.follow(), "read step types"),
                 start(self._key_reader.follow(), "read API keys"),
+                start(self._key_uses.write(), "write when API keys were used"),
                 start(self._topic_watch.watch(), "watch command topics"),
                 start(self._lag.watch(), "watch the inbox's lag"),
                 start(self._listener.listen(), "listen to run channels"),
@@ -123,6 +128,7 @@ class Gateway:
     async def _close(self) -> None:
         await self._announcements.stop()
         await self._key_records.stop()
+        await self._use_records.stop()
         await self._offsets.stop()
         await self._admin.close()
         await self._topics_admin.close()

@@ -92,8 +92,8 @@ STEP_TYPES: Final = Topic(
     written_by=("steps",), read_by=("gateway",), owner="gateway",
 )  # fmt: skip
 API_KEYS: Final = Topic(
-    "api-keys", "key id", Partitions.ONE, Cleanup.COMPACT, m.API_KEYS,
-    written_by=("operators",), read_by=("gateway",), owner="gateway",
+    "api-keys", "key id, key id/used", Partitions.ONE, Cleanup.COMPACT, m.API_KEYS,
+    written_by=("operators", "gateway"), read_by=("gateway", "operators"), owner="gateway",
 )  # fmt: skip
 CONTROL: Final = Topic(
     "control", "run_id", Partitions.ONE, Cleanup.DELETE, m.CONTROL,

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
+from anabranch.client import keys as operating
 from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.ports import free_port
 from anabranch.deploy.local.redis import LocalRedis
@@ -303,3 +304,42 @@ async def _refuses(gateway: OneService) -> bool:
         return (await submit(gateway))[0] == 503
     except OSError:
         return False
+
+
+# ---- API keys --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_works_once_it_is_written_until_it_is_revoked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through Kafka, by what `anabranch keys` does, which also shows when the key was last used."""
+    await bench.create_inbox()
+    text, issued = operating.new_key(tenant="acme", scopes=("read",), name="", days=None, now_ms=0)
+    async with bench.gateway(ANABRANCH_AUTH="keys", ANABRANCH_AUTH_FAILURE_LIMIT=0) as gateway:
+
+        async def status() -> int:
+            async with gateway.http.get("/v1/step-types", headers={"X-API-Key": text}) as response:
+                return response.status
+
+        assert await status() == 401
+        await operating.write(bench.settings, issued)
+        await eventually(lambda: _is(status(), 200), 60, gateway.words)
+
+        async def was_used() -> bool:
+            return issued.id in (await operating.read(bench.settings)).used_at
+
+        await eventually(was_used, 60, gateway.words)
+        assert await operating.revoke(bench.settings, issued.id) == 0
+        await eventually(lambda: _is(status(), 401), 60, gateway.words)
+    async with bench.gateway(ANABRANCH_AUTH="keys") as gateway:
+        assert await status() == 401
+    monkeypatch.setattr(operating, "MAX_API_KEYS", 1)
+    codes = [
+        await operating.create(bench.settings, tenant="acme", scopes=("read",), name="", days=None) for _ in range(2)
+    ]
+    assert codes == [0, 1]
+    assert len((await operating.read(bench.settings)).issued) == 2
+
+
+async def _is(status: Awaitable[int], wanted: int) -> bool:
+    return await status == wanted

@@ -14,6 +14,7 @@ from typing import Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
+    IllegalOperation,
     InvalidProducerEpoch,
     KafkaError,
     ProducerFenced,
@@ -311,15 +312,24 @@ class KafkaPartitionLog:
     async def checkpoint(self, changes: Sequence[Change]) -> None:
         """Write the changes in one transaction."""
         assert self._producer is not None, "start_producer first"
-        topic = self._topics.state
         try:
             async with self._producer.transaction():
-                for batch in _batches(changes):
-                    await self._producer.send_batch(batch, topic, partition=self._partition)
+                await self._write(self._producer, changes)
         except (ProducerFenced, InvalidProducerEpoch) as error:
             raise Fenced(f"partition {self._partition} was taken over by another process") from error
         except KafkaError as error:
             raise CheckpointFailed(f"the checkpoint of partition {self._partition} failed: {error!r}") from error
+
+    async def _write(self, producer: AIOKafkaProducer, changes: Sequence[Change]) -> None:
+        """Return when the changes are written. A transaction that has failed by then would not say why."""
+        written: list[asyncio.Future[object]] = []
+        try:
+            for batch in _batches(changes):
+                written.append(await producer.send_batch(batch, self._topics.state, partition=self._partition))
+        except IllegalOperation:  # the transaction has failed already, and the batches know why
+            await asyncio.gather(*written)
+            raise
+        await asyncio.gather(*written)
 
     async def close(self) -> None:
         """Stop the producer and take no more."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import count
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -76,4 +77,26 @@ async def test_checkpoint_of_a_predecessor_is_refused_and_leaves_nothing(
     await after.checkpoint([(b"_checkpoint", b"1")])
     await after.start_producer()
     assert await after.read_changelog() == {b"_checkpoint": b"1"}
+    await asyncio.gather(before.close(), after.close())
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+async def test_checkpoint_is_fenced_also_when_the_producer_learns_so_before_it_commits(
+    settings: OrchestratorSettings, reader: InboxReader, batches: int
+) -> None:
+    before, after = a_log(settings, reader, 1), a_log(settings, reader, 2)
+    await before.start_producer()
+    await after.start_producer()
+    producer = before._producer
+    assert producer is not None
+    send_batch = producer.send_batch
+
+    async def send_and_hear(*args: Any, **kwargs: Any) -> "asyncio.Future[Any]":
+        sent: asyncio.Future[Any] = await send_batch(*args, **kwargs)
+        await asyncio.wait([sent], timeout=60)
+        return sent
+
+    producer.send_batch = send_and_hear
+    with pytest.raises(Fenced):
+        await before.checkpoint([(b"run/%d" % number, bytes(MIB)) for number in range(batches)])
     await asyncio.gather(before.close(), after.close())

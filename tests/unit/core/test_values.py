@@ -29,6 +29,7 @@ def test_a_step_has_four_values_and_no_other() -> None:
     step = StepValues(Step(StepStatus.FAILED, attempt=2, error=error), Reading(Counted()))
     assert dict(step) == {"status": "failed", "output": None, "error": error.model_dump(), "attempt": 2}
     assert (len(step), "output" in step, "progress" in step) == (4, True, False)
+    assert (step.get("attempt"), step.get("progress"), step.get("progress", "none")) == (2, None, "none")
     with pytest.raises(KeyError):
         step["progress"]
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import uvloop
 
-from tests.performance import failover, idle, latency, memory, scaling, throughput
+from tests.performance import accepting, failover, idle, latency, memory, scaling, throughput
 from tests.performance.floor import DEFAULT_PATH, FloorMissing, load_floor
 from tests.performance.sizes import Sizes, a_look
 
@@ -23,6 +23,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Sizes], Awaitable[None]]]] = {
     "failover": failover.measure,
     "scaling": scaling.measure,
     "memory": memory.measure,
+    "accepting": accepting.measure,
 }
 _NEED_FLOOR: Final = frozenset({"throughput", "latency"})
 _BY_DEFAULT: Final = ("throughput", "latency", "idle")  # the others take minutes each: name them, or `all`

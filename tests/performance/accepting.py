@@ -1,0 +1,111 @@
+"""Submissions that one gateway process accepts per second, guarded and not, against a bare handler on the same Kafka.
+
+The orchestrator stands still meanwhile, so that the gateway has a core of its own. Blocks of the three are interleaved.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from anabranch.client import keys
+from anabranch.deploy.local.ports import free_port
+from anabranch.deploy.local.process import spawn
+from anabranch.deploy.local.services import anabranch_services
+from anabranch.deploy.local.stack import LocalStack
+from anabranch.shared.runtime.settings import Settings
+from tests.performance.bed import UNLIMITED
+from tests.performance.report import Report
+from tests.performance.sizes import Sizes
+from tests.performance.submitter import Submitter
+from tests.performance.throughput import diamonds
+from tests.support.one_service import OneService, eventually
+
+_BARE, _OPEN, _GUARDED = "a bare handler", "the gateway, guards off", "the gateway, keys and limits on"
+_TOPIC: Final = "bench-bare"
+_ENV: Final = UNLIMITED | {"ANABRANCH_MAX_INBOX_LAG": "1000000000"}
+_LIMITS: Final = {
+    "ANABRANCH_AUTH": "keys",
+    "ANABRANCH_RATE_LIMIT": "100000000",
+    "ANABRANCH_READ_RATE_LIMIT": "100000000",
+}
+
+
+async def measure(sizes: Sizes) -> None:
+    """Measure and report."""
+    report = Report("accepting")
+    per_s: dict[str, list[float]] = {_BARE: [], _OPEN: [], _GUARDED: []}
+    refused = 0
+    async with _targets() as targets:
+        for block in range(sizes.blocks + 1):
+            for name, (submitter, head) in targets.items():
+                requests = [_with(head, request) for request in diamonds(sizes.pipelines)]
+                started = time.perf_counter()
+                await submitter.submit(requests)
+                if block:  # the first one warms up
+                    per_s[name].append(sizes.pipelines / (time.perf_counter() - started))
+        refused = sum(submitter.refused for submitter, _ in targets.values())
+    for name, found in per_s.items():
+        report.row(f"accepted/s: {name}", f"{median(found):.0f}   ({', '.join(f'{each:.0f}' for each in found)})")
+    of_bare = median(mine / bare for mine, bare in zip(per_s[_GUARDED], per_s[_BARE], strict=True))
+    of_open = median(mine / open_ for mine, open_ in zip(per_s[_GUARDED], per_s[_OPEN], strict=True))
+    report.row("guarded over bare, median of blocks", f"{of_bare:.3f}", ">= 0.5")
+    report.row("guarded over guards off, median of blocks", f"{of_open:.3f}", ">= 0.85")
+    report.row("sent away with 503", str(refused))
+    report.note(per_s=per_s, of_bare=of_bare, of_open=of_open, refused=refused)
+    report.finish()
+
+
+def _with(head: bytes, request: bytes) -> bytes:
+    return request.replace(b"\r\n", b"\r\n" + head, 1) if head else request
+
+
+@asynccontextmanager
+async def _targets() -> AsyncIterator[dict[str, tuple[Submitter, bytes]]]:
+    """Start the three; yield by name the way in and the lines of a request's head that it wants."""
+    data = Path(tempfile.mkdtemp(prefix="anabranch-bench-"))
+    services = [service for service in anabranch_services() if service.role in ("gateway", "orchestrator", "simulate")]
+    try:
+        async with LocalStack(data, services=services, port=free_port(), env=_ENV) as stack, AsyncExitStack() as open_:
+            settings = Settings(kafka_bootstrap_servers=stack.bootstrap, redis_url=stack.redis_url)
+            text, issued = keys.new_key(tenant="bench", scopes=("submit", "read"), name="bench", days=None, now_ms=0)
+            await keys.write(settings, issued)
+            env = _ENV | _LIMITS | {"KAFKA_BOOTSTRAP_SERVERS": stack.bootstrap, "REDIS_URL": stack.redis_url}
+            guarded = await open_.enter_async_context(OneService("gateway", data / "guarded.log", **env))
+            admin = AIOKafkaAdminClient(bootstrap_servers=stack.bootstrap)
+            await admin.start()
+            await admin.create_topics([NewTopic(_TOPIC, num_partitions=settings.run_partitions, replication_factor=1)])
+            await admin.close()
+            port = free_port()
+            command = [sys.executable, "-m", "tests.performance.bare_gateway", stack.bootstrap, _TOPIC, str(port)]
+            bare = await spawn(command, env=dict(os.environ), log=data / "bare.log")
+            open_.push_async_callback(bare.stop, 20)
+            await eventually(lambda: _listens(port), words=(data / "bare.log").read_text)
+            urls = {
+                _BARE: f"http://127.0.0.1:{port}",
+                _OPEN: stack.gateway_url,
+                _GUARDED: f"http://127.0.0.1:{guarded.port}",
+            }
+            heads = {_BARE: b"", _OPEN: b"", _GUARDED: b"X-API-Key: %b\r\n" % text.encode()}
+            os.kill(orchestrator := stack.processes["orchestrator"], signal.SIGSTOP)
+            open_.callback(os.kill, orchestrator, signal.SIGCONT)
+            yield {name: (await open_.enter_async_context(Submitter(url)), heads[name]) for name, url in urls.items()}
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
+
+
+async def _listens(port: int) -> bool:
+    try:
+        async with Submitter(f"http://127.0.0.1:{port}", connections=1):
+            return True
+    except OSError:
+        return False

@@ -5,19 +5,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from pydantic import ValidationError
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.gateway.principal import Principal
-from anabranch.services.gateway.step_types import Record
+from anabranch.services.gateway.whole_topic import Record, records_of
 from anabranch.shared.contracts.api_keys import Scope, hash_of, key_id_of
 from anabranch.shared.contracts.limits import MAX_API_KEYS
 from anabranch.shared.contracts.messages import API_KEYS, ApiKeyIssued, ApiKeyUsed, use_key_of
 
-_TAKE_MS: Final = 1000
 NOTED_EVERY_S: Final = 60.0  # for each key: when it was last used
 _NO_HASH: Final = "0" * 64  # compared with when there is no such key: the answer takes as long
 
@@ -97,26 +96,21 @@ def _seconds(text: str) -> float:
 
 
 class ApiKeyReader:
-    """Follows the topic of API keys, without a group and from its beginning."""
+    """Follows the topic of API keys."""
 
     def __init__(self, consumer: AIOKafkaConsumer, topic: str, api_keys: ApiKeys, log: FilteringBoundLogger) -> None:
         self._consumer = consumer
-        self._partition = TopicPartition(topic, 0)
+        self._topic = topic
         self._api_keys = api_keys
         self._log = log
 
     async def follow(self) -> None:
         """Read for ever."""
-        self._consumer.assign([self._partition])
-        await self._consumer.seek_to_beginning(self._partition)
-        end = (await self._consumer.end_offsets([self._partition]))[self._partition]
-        while True:
-            if not self._api_keys.complete:
-                self._api_keys.complete = await self._consumer.position(self._partition) >= end
-            batches: dict[Any, list[Record]] = await self._consumer.getmany(timeout_ms=_TAKE_MS)
-            for records in batches.values():
-                for record in records:
-                    self.take(record)
+        async for record in records_of(self._consumer, self._topic, self._is_complete):
+            self.take(record)
+
+    def _is_complete(self) -> None:
+        self._api_keys.complete = True
 
     def take(self, record: Record) -> None:
         """Apply one record of the topic."""

@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import orjson
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.gateway.metrics import GatewayMetrics
+from anabranch.services.gateway.whole_topic import Record, records_of
 from anabranch.shared.contracts.announcements import BadAnnouncement, read_announcement
 from anabranch.shared.contracts.limits import KIB, MAX_ANNOUNCED_BYTES, MAX_STEP_TYPES
 from anabranch.shared.contracts.messages import StepTypeAnnounced
@@ -31,7 +32,6 @@ BUILT_IN: Final = (
     ),
 )
 
-_TAKE_MS: Final = 1000
 _LARGE_BYTES: Final = 16 * KIB  # an announcement that takes milliseconds to check: not on the loop
 _LOOK_EVERY_S: Final = 5.0  # for command topics
 
@@ -76,15 +76,8 @@ class StepTypes:
         self.changed.set()
 
 
-class Record(Protocol):
-    """The part of a Kafka record that an announcement is in."""
-
-    key: bytes | None
-    value: bytes | None
-
-
 class StepTypeReader:
-    """Follows the step-types topic, without a group and from its beginning."""
+    """Follows the step-types topic."""
 
     def __init__(
         self,
@@ -96,23 +89,18 @@ class StepTypeReader:
         log: FilteringBoundLogger,
     ) -> None:
         self._consumer = consumer
-        self._partition = TopicPartition(topic, 0)
+        self._topic = topic
         self._step_types = step_types
         self._metrics = metrics
         self._log = log
 
     async def follow(self) -> None:
         """Read for ever."""
-        self._consumer.assign([self._partition])
-        await self._consumer.seek_to_beginning(self._partition)
-        end = (await self._consumer.end_offsets([self._partition]))[self._partition]
-        while True:
-            if not self._step_types.complete:
-                self._step_types.complete = await self._consumer.position(self._partition) >= end
-            batches: dict[Any, list[Record]] = await self._consumer.getmany(timeout_ms=_TAKE_MS)
-            for records in batches.values():
-                for record in records:
-                    await self.take(record)
+        async for record in records_of(self._consumer, self._topic, self._is_complete):
+            await self.take(record)
+
+    def _is_complete(self) -> None:
+        self._step_types.complete = True
 
     async def take(self, record: Record) -> None:
         """Apply one record of the topic; one that cannot be changes nothing."""

@@ -160,6 +160,14 @@ def _client_of(transport: asyncio.Transport, listening: Listening) -> str:
     return listening.counted_as(str(peer[0])) if isinstance(peer, tuple) else ""
 
 
+def _duplicate(transport: asyncio.Transport) -> socket.socket | None:
+    """Return the connection's socket under a descriptor of its own, or None when there are no more."""
+    try:
+        return socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+    except OSError:  # of too many open files; the connection is ended as one too many
+        return None
+
+
 class Handshake(asyncio.Protocol):
     """A connection until TLS is agreed on; then it is a `Connection`'s.
 
@@ -176,13 +184,13 @@ class Handshake(asyncio.Protocol):
         """Begin, unless too many have begun."""
         transport = cast(asyncio.Transport, transport)
         client = _client_of(transport, self._server.listening)
-        if self._server.handshakes.has_room_for(client):
-            again = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        again = _duplicate(transport) if self._server.handshakes.has_room_for(client) else None
+        if again is None:
+            self._server.listening.no_handshake()
+        else:
             self._server.handshakes.enter(client)
             self._server.hands.add(self)
             self._doing = asyncio.create_task(self._agree(again, client), name="TLS handshake")
-        else:
-            self._server.listening.no_handshake()
         transport.abort()
 
     def abort(self) -> None:

@@ -524,8 +524,8 @@ MUTANTS: Final = (
     Mutant(
         "any number of handshakes may begin",
         "shared/runtime/listener.py",
-        "        if self._server.handshakes.has_room_for(client):",
-        "        if True:",
+        "again = _duplicate(transport) if self._server.handshakes.has_room_for(client) else None",
+        "again = _duplicate(transport)",
         f"{_SECURITY}/test_tls.py",
     ),
     Mutant(

@@ -1,9 +1,11 @@
 """Part 9: the gateway's own TLS, on the loop of the tests and on the one that services run on."""
 
 import asyncio
+import errno
 import functools
 import inspect
 import logging
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -302,6 +304,28 @@ async def test_handshakes_are_bounded(certificates: Certificates, limit: str) ->
         assert await is_answered(wire)
         wire.close()
         slow[1].close()
+
+
+@on_both_loops
+async def test_without_descriptors_a_connection_is_ended(
+    certificates: Certificates, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one too many, as those over the limit are; nothing is left open, and nothing is logged of it."""
+
+    def no_more(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with served(certificates, head_timeout_s=3600) as here:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "dup", no_more)
+            turned_away = await a_wire(here.gateway)
+            await turned_away.ended()
+            turned_away.close()
+            await here.failed(1)
+        wire = await here.wire()
+        assert await is_answered(wire)
+        wire.close()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @on_both_loops

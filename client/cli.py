@@ -130,7 +130,7 @@ def create(tenant: str, scopes: tuple[str, ...], name: str, days: int | None) ->
 
 @keys.command("list")
 def list_keys() -> None:
-    """Show every key: its id, tenant, scopes and expiry, never the key itself."""
+    """Show every key: its id, tenant, scopes, expiry and last use, never the key itself."""
     from anabranch.client import keys as of_keys  # noqa: PLC0415 - as above
 
     _end_with(of_keys.show(Settings()))

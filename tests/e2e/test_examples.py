@@ -53,9 +53,14 @@ async def run_of(client: AnabranchClient, file: str, **inputs: object) -> Run:
     return [run async for run in client.watch(accepted.id)][-1]
 
 
+def failures(run: Run) -> dict[str, object]:
+    """Why a run did not succeed: the run's error and those of its steps, in full."""
+    return {"run": run.error, **{name: step.error for name, step in run.steps.items() if step.error}}
+
+
 async def test_airports_are_profiled(client: AnabranchClient, site: str) -> None:
     run = await run_of(client, "data-pipeline/airports.yaml", url=f"{site}/airports.csv", top=5)
-    assert run.succeeded, run
+    assert run.succeeded, failures(run)
     report = (run.outputs or {})["report"]
     assert report["airports"] > 25_000
     assert report["countries"] > 200
@@ -75,7 +80,7 @@ async def test_table_that_is_not_whole_fails_before_it_is_aggregated(client: Ana
 
 async def test_audit_finds_the_links_to_pages_that_nobody_wrote(client: AnabranchClient, site: str) -> None:
     run = await run_of(client, "site-audit/audit.yaml", site=f"{site}/docs/")
-    assert run.succeeded, run
+    assert run.succeeded, failures(run)
     audit = (run.outputs or {})["audit"]
     broken = {row["page"] for row in audit["broken"]}
     assert {"builtins.html", "re.html"} <= broken

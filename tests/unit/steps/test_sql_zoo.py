@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from anabranch.services.steps.context import StepContext
+from anabranch.services.steps.sql import query
 from anabranch.services.steps.sql.settings import SqlSettings, bytes_of
 from anabranch.services.steps.sql.step import Table, open_tools, sql
 from anabranch.shared.contracts.errors import TerminalError
@@ -247,3 +248,9 @@ def test_processes_end_with_a_service_that_is_killed(tmp_path: Path) -> None:
     assert found
     _, alive = psutil.wait_procs(found, timeout=60)
     assert alive == []
+
+
+def test_a_query_waiting_for_its_turn_has_no_thread_for_each_core() -> None:
+    """The process of a query has its memory for the query, however many cores the machine has."""
+    query.prepare()
+    assert query._prepared[-1].sql("SELECT current_setting('threads')").fetchall() == [(1,)]

@@ -12,7 +12,7 @@ from typing import Final
 
 import uvloop
 
-from tests.performance import accepting, failover, idle, latency, memory, scaling, throughput
+from tests.performance import accepting, failover, idle, latency, memory, scaling, throughput, waited
 from tests.performance.floor import DEFAULT_PATH, FloorMissing, load_floor
 from tests.performance.sizes import Sizes, a_look
 
@@ -24,9 +24,10 @@ BENCHMARKS: Final[Mapping[str, Callable[[Sizes], Awaitable[None]]]] = {
     "scaling": scaling.measure,
     "memory": memory.measure,
     "accepting": accepting.measure,
+    "waited": waited.measure,
 }
 _NEED_FLOOR: Final = frozenset({"throughput", "latency"})
-_BY_DEFAULT: Final = ("throughput", "latency", "idle")  # the others take minutes each: name them, or `all`
+_BY_DEFAULT: Final = ("throughput", "latency", "waited", "idle")  # the others take minutes each: name them, or `all`
 
 
 def main() -> int:

@@ -20,15 +20,16 @@ async def measure(sizes: Sizes) -> None:
         await ours.run(diamonds(sizes.latency_samples))  # as much for the JVM to compile as a busy stack has
         await floor.burst(sizes.latency_samples)
         for _ in range(sizes.latency_samples // _WARM_UP_SHARE):
-            await _one(ours)
+            await one(ours)
             await floor.one()
         while len(ours_ms) < sizes.latency_samples:
             floors_ms += [1000 * await floor.one() for _ in range(sizes.latency_block)]
-            ours_ms += [1000 * await _one(ours) for _ in range(sizes.latency_block)]
+            ours_ms += [1000 * await one(ours) for _ in range(sizes.latency_block)]
     _tell(report, ours_ms, floors_ms)
 
 
-async def _one(ours: Bed) -> float:
+async def one(ours: Bed) -> float:
+    """Return the seconds from before a diamond's request is sent until its terminal event is read."""
     (request,) = diamonds(1)
     ours.ends.ended.clear()
     started = time.perf_counter()

@@ -13,6 +13,8 @@ class Sizes:
     pipelines: int = 5_000  # of one block
     latency_samples: int = 3_000
     latency_block: int = 50
+    waited_samples: int = 1_500
+    waited_s: float = 20.0
     quiet_s: float = 30.0
     idle_s: float = 60.0
     active_runs: int = 5_000
@@ -27,6 +29,7 @@ class Sizes:
 def a_look(floor: Path) -> Sizes:
     """Return sizes that take a minute, all benchmarks together a few."""
     return Sizes(
-        floor, blocks=3, pipelines=500, latency_samples=100, latency_block=20, quiet_s=3, idle_s=5, active_runs=200,
-        changelog_records=10_000, long_steps=1_000, total_steps=4_000, memory_runs=2_000, compaction_s=5,
+        floor, blocks=3, pipelines=500, latency_samples=100, latency_block=20, waited_samples=100, waited_s=3,
+        quiet_s=3, idle_s=5, active_runs=200, changelog_records=10_000, long_steps=1_000, total_steps=4_000,
+        memory_runs=2_000, compaction_s=5,
     )  # fmt: skip

@@ -4,6 +4,7 @@ Raw protocols on keep-alive connections, prebuilt bytes, no future per request: 
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self, cast
@@ -22,14 +23,14 @@ class Refused(Exception):
     """The gateway answered neither that it accepted a run nor that it would later."""
 
 
-def request(definition: bytes, inputs: bytes = b"{}", key: str | None = None) -> bytes:
+def request(definition: bytes, inputs: bytes = b"{}", key: str | None = None, query: bytes = b"") -> bytes:
     """Return a submission as it goes over the wire."""
     body = b'{"definition":%b,"inputs":%b}' % (definition, inputs)
     key_line = b"" if key is None else b"Idempotency-Key: %b\r\n" % key.encode()
     head = (
-        b"POST /v1/runs HTTP/1.1\r\nHost: anabranch\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n"
+        b"POST /v1/runs%b HTTP/1.1\r\nHost: anabranch\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n"
     )
-    return head % (key_line, len(body)) + body
+    return head % (query, key_line, len(body)) + body
 
 
 def definition_bytes(definition: Mapping[str, Any]) -> bytes:
@@ -51,6 +52,7 @@ class Submitter:
         self._open = 0
         self._done: asyncio.Future[None] | None = None
         self.accepted: list[str] = []
+        self.took_s: list[float] = []
         self.refused = 0
 
     async def __aenter__(self) -> Self:
@@ -66,8 +68,11 @@ class Submitter:
             connection.close()
 
     async def submit(self, requests: Iterable[bytes]) -> list[str]:
-        """Submit all; return the ids of the runs when all are accepted. One call at a time."""
-        self.accepted = []
+        """Submit all; return the ids of the runs when all are answered. One call at a time.
+
+        `took_s` then says of each how long its answer took.
+        """
+        self.accepted, self.took_s = [], []
         self._waiting.extend(requests)
         self._open = len(self._waiting)
         self._done = asyncio.get_running_loop().create_future()
@@ -80,6 +85,7 @@ class Submitter:
         """A connection has an answer, and is free."""
         if status in _ACCEPTED:
             self.accepted.append(orjson.loads(body)["id"])
+            self.took_s.append(time.perf_counter() - connection.sent_at_s)
             self._open -= 1
         elif status in _COME_AGAIN:
             self.refused += 1
@@ -114,6 +120,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._received = b""
         self._sent = b""
+        self.sent_at_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's
@@ -124,6 +131,7 @@ class _Connection(asyncio.Protocol):
     def send(self, request: bytes) -> None:
         assert self._transport is not None
         self._sent = request
+        self.sent_at_s = time.perf_counter()
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:

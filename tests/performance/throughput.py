@@ -31,9 +31,9 @@ class Block:
         return sum(self.cpu_ms[name] for name in names)
 
 
-def diamonds(count: int) -> list[bytes]:
+def diamonds(count: int, query: bytes = b"") -> list[bytes]:
     """Return so many submissions, each with an input of its own."""
-    return [request(DIAMOND, b'{"n":%d}' % number) for number in range(count)]
+    return [request(DIAMOND, b'{"n":%d}' % number, query=query) for number in range(count)]
 
 
 async def measure(sizes: Sizes) -> None:
@@ -44,8 +44,8 @@ async def measure(sizes: Sizes) -> None:
         await _warm_up(ours, floor, sizes)
         blocks: list[tuple[Block, Block]] = []
         for _ in range(sizes.blocks):
-            theirs = await _block(processes, sizes.pipelines, floor.burst)
-            blocks.append((theirs, await _block(processes, sizes.pipelines, lambda count: _burst(ours, count))))
+            theirs = await block_of(processes, sizes.pipelines, floor.burst)
+            blocks.append((theirs, await block_of(processes, sizes.pipelines, lambda count: burst(ours, count))))
         refused = ours.submitter.refused
     _tell(report, blocks, refused)
 
@@ -56,18 +56,19 @@ async def _warm_up(ours: Bed, floor: Floor, sizes: Sizes) -> None:
     await floor.burst(sizes.pipelines // 2)
 
 
-async def _burst(ours: Bed, count: int) -> float:
+async def burst(ours: Bed, count: int) -> float:
+    """Submit so many, wait for their ends in Kafka; return the seconds."""
     requests = diamonds(count)
     started = time.perf_counter()
     await ours.run(requests)
     return time.perf_counter() - started
 
 
-async def _block(processes: Processes, pipelines: int, burst: Callable[[int], Awaitable[float]]) -> Block:
+async def block_of(processes: Processes, pipelines: int, measured: Callable[[int], Awaitable[float]]) -> Block:
     """Measure one burst; what it left to do in the background counts to its CPU time, not to its duration."""
     await processes.until_quiet()
     before = processes.cpu_s()
-    seconds = await burst(pipelines)
+    seconds = await measured(pipelines)
     await processes.until_quiet()
     used = differences(before, processes.cpu_s())
     return Block(pipelines / seconds, {name: 1000 * cpu_s / pipelines for name, cpu_s in used.items()})

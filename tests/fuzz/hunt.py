@@ -44,7 +44,6 @@ class Hunt:
         while time.monotonic() < self._until:
             self._draw(self._seed * 1_000_000 + batch)
             batch += 1
-        faulthandler.cancel_dump_traceback_later()
         (FOLDER / "current" / f"{self._name}.case").unlink(missing_ok=True)
         return {"tries": self._tries, "found": {where: what for _, where, what in self._found.values()}}
 
@@ -77,6 +76,8 @@ class Hunt:
         except (Exception, MemoryError) as error:
             if self._is_news(case, error):
                 raise
+        finally:
+            faulthandler.cancel_dump_traceback_later()  # what Hypothesis takes for the next case is not ours
 
     def _is_news(self, case: Any, error: BaseException) -> bool:
         """Keep a finding; return whether it is to be shrunk (further)."""

@@ -70,6 +70,7 @@ def create_app(
         max_connections=settings.max_connections,
         max_connections_of_client=settings.max_connections_of_client,
         head_timeout_s=settings.head_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
         keepalive_timeout_s=settings.keepalive_timeout_s,
         certificate=certificate,
         no_handshake=metrics.no_handshake,

@@ -13,6 +13,7 @@ MAX_BODY_BYTES: Final = 2 * MIB
 MAX_HEAD_LINE_BYTES: Final = 8 * KIB  # a request's first line, and each of its headers: what proxies take too
 MAX_HEADERS: Final = 100
 MAX_HEAD_BYTES: Final = 64 * KIB  # all of it: a token and a hundred headers of a proxy fit
+MAX_CHUNK_HEAD_SHARE: Final = 8  # bytes around each of a chunked body: five, when each byte is a chunk
 MAX_NESTING: Final = 64
 MAX_MESSAGE_NESTING: Final = MAX_NESTING + 3  # a value at the limit in its envelope: progress in a lease in a renewal
 MAX_STEPS: Final = 10_000

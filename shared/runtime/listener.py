@@ -2,8 +2,9 @@
 
 aiohttp's own connection is made stricter and more polite: a head has so much time and so many bytes; there are so many
 connections, of one address and in all; with TLS, a handshake has as much time, and there are as many at once; what its
-parser refuses is answered in the application's way, in HTTP/1.1; a client that ends its half after a whole request is
-answered.
+parser refuses, or what may be read in two ways, is answered in the application's way, in HTTP/1.1; a client that ends
+its half after a whole request is answered; one that still sends when it has its answer is heard out, or was told that
+the connection closes and has the time to read so.
 """
 
 import asyncio
@@ -16,19 +17,28 @@ from http import HTTPStatus
 from typing import Any, Final, cast
 
 from aiohttp import HttpVersion11, web
+from aiohttp.hdrs import CONNECTION
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_writer import StreamWriter
 from aiohttp.web_protocol import RequestHandler
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from anabranch.shared.contracts.limits import MAX_HEAD_BYTES, MAX_HEAD_LINE_BYTES, MAX_HEADERS
+from anabranch.shared.contracts.limits import (
+    MAX_BODY_BYTES,
+    MAX_CHUNK_HEAD_SHARE,
+    MAX_HEAD_BYTES,
+    MAX_HEAD_LINE_BYTES,
+    MAX_HEADERS,
+)
+from anabranch.shared.runtime.framing import why_ambiguous
 from anabranch.shared.runtime.tls import ServerCertificate
 
-_LINGER_S: Final = 1.0  # for a client that is sent away: it has to read why before its connection is reset
+_LINGER_S: Final = 1.0  # in which a client that is sent away has to send more, or else has read why
+_LINGERS: Final = 30  # as long as most bodies take
 _IDLE_LOOK_S: Final = 0.05
 
 EXPECTS: Final = web.RequestKey("expects", str)
-"""The `Expect` header of a request, taken out of its headers: whoever reads the body answers it."""
+"""The `Expect` header of a request, taken out of its headers, until whoever reads the body has answered it."""
 
 VERSION: Final = web.RequestKey("version", str)
 """The HTTP version that a request came in, when it is not 1.1; it is answered in 1.1."""
@@ -54,6 +64,8 @@ class Listening:
     max_connections: int = 15_000
     max_connections_of_client: int = 15_000
     head_timeout_s: float = 15.0
+    body_timeout_s: float = 30.0
+    """In which a body that nobody wants has to end for its connection to be kept."""
     keepalive_timeout_s: float = 75.0
     certificate: ServerCertificate | None = None
     """What TLS is spoken with, and nothing else; without one nobody does."""
@@ -76,7 +88,7 @@ class Listener(web.AppRunner):
             max_field_size=MAX_HEAD_LINE_BYTES,
             max_headers=MAX_HEADERS,
             keepalive_timeout=app.get(LISTENING, Listening()).keepalive_timeout_s,
-            lingering_time=_LINGER_S,
+            lingering_time=app.get(LISTENING, Listening()).body_timeout_s,
         )
 
     async def _make_server(self) -> web.Server:
@@ -87,7 +99,7 @@ class Listener(web.AppRunner):
 class _Server(web.Server):
     def __init__(self, made: web.Server, listening: Listening) -> None:
         super().__init__(
-            _in_our_version(made.request_handler),
+            _as_we_read_it(made.request_handler, listening),
             request_factory=made.request_factory,
             loop=made._loop,
             **made._kwargs,
@@ -140,8 +152,12 @@ class Crowd:
                 del self._of_client[client]
 
 
-def _in_our_version(handler: Callable[..., Any]) -> Callable[..., Any]:
+def _as_we_read_it(handler: Callable[..., Any], listening: Listening) -> Callable[..., Any]:
     async def handle(request: web.Request) -> web.StreamResponse:
+        ambiguous = why_ambiguous(request._message)
+        if ambiguous:
+            request._version = HttpVersion11
+            return _last(listening.refusal(400, ambiguous), listening)
         if request._version != HttpVersion11:  # `version` would remember what it says first
             request[VERSION] = f"{request._version.major}.{request._version.minor}"
             request._version = HttpVersion11
@@ -150,9 +166,18 @@ def _in_our_version(handler: Callable[..., Any]) -> Callable[..., Any]:
             request[EXPECTS] = ", ".join(kept.popall("Expect")).lower()
             request._headers = CIMultiDictProxy(kept)
         response: web.StreamResponse = await handler(request)
+        if request._message.upgrade:  # declined, but the parser has lost what came behind it
+            response.force_close()
         return response
 
     return handle
+
+
+def _last(response: web.Response, listening: Listening) -> web.Response:
+    """Return a refusal as the last answer of its connection."""
+    listening.refused(response.status)
+    response.force_close()
+    return response
 
 
 def _client_of(transport: asyncio.Transport, listening: Listening) -> str:
@@ -218,7 +243,18 @@ class Handshake(asyncio.Protocol):
 class Connection(RequestHandler):
     """One connection."""
 
-    __slots__ = ("_client", "_head_bytes", "_head_timer", "_listening", "_reading", "_server", "half_closed")
+    __slots__ = (
+        "_body_bytes",
+        "_client",
+        "_head_bytes",
+        "_head_timer",
+        "_heard",
+        "_is_cut",
+        "_listening",
+        "_reading",
+        "_server",
+        "half_closed",
+    )
 
     def __init__(self, server: _Server, **rest: Any) -> None:
         super().__init__(server, **rest)
@@ -229,6 +265,9 @@ class Connection(RequestHandler):
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._reading: Any = None  # the body that was begun last
+        self._body_bytes = 0  # of it and of what stands around its chunks
+        self._is_cut = False  # the parser has given up, and nobody knows where the request ends
+        self._heard = False  # since it was looked at, on a connection that is about to be closed
 
     # ---- How many -------------------------------------------------------------------------------------------------
 
@@ -256,15 +295,32 @@ class Connection(RequestHandler):
     # ---- Heads ----------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and see whether a head is being sent for too long."""
+        """Parse, and see whether a head is being sent for too long, and a body with too much around it."""
+        self._heard = True
         count, body_goes_on = self._request_count, self._body_goes_on
         super().data_received(data)
         if self._request_count != count:
+            if self._body_goes_on:  # no request comes before a body's end: the parser has given up within it
+                self._spoil_body("The body's chunks are not as they should be.")
             self._head_is_whole()
             self._reading = self._messages[-1][1] if self._messages else None
-        elif data and not body_goes_on and not self._force_close:
+            self._body_bytes = 0
+        elif body_goes_on:
+            self._body_goes_on_with(len(data))
+        elif data and not self._force_close:
             self._reading = None
             self._head_goes_on(len(data))
+
+    def _body_goes_on_with(self, more: int) -> None:
+        self._body_bytes += more
+        around = self._body_bytes - self._reading.total_bytes
+        if around > MAX_HEAD_BYTES + MAX_CHUNK_HEAD_SHARE * self._reading.total_bytes and self._body_goes_on:
+            self._spoil_body("There is too much around the body's chunks.")
+
+    def _spoil_body(self, why: str) -> None:
+        if self._reading.exception() is None:
+            self._is_cut = True
+            self._reading.set_exception(web.RequestPayloadError(why))
 
     def _head_goes_on(self, more: int) -> None:
         self._head_bytes += more
@@ -308,16 +364,16 @@ class Connection(RequestHandler):
     def _send_away(self, transport: asyncio.Transport, status: int, detail: str) -> None:
         self._listening.refused(status)
         transport.write(_encoded(self._listening.refusal(status, detail)))
-        if transport.can_write_eof():
-            transport.write_eof()
-        self._loop.call_later(_LINGER_S, transport.close)
+        self._part_from(transport)
 
     # ---- The end --------------------------------------------------------------------------------------------------
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Keep the connection when a whole request is to be answered; a client within its body has left."""
         self.half_closed = True
-        if self._body_goes_on or self._is_idle or self.transport is None or self.transport.get_extra_info("sslcontext"):
+        if self._force_close or self._body_goes_on or self._is_idle:
+            return None
+        if self.transport is None or self.transport.get_extra_info("sslcontext"):
             return None
         self._loop.call_later(_IDLE_LOOK_S, self._close_when_answered)
         return True
@@ -329,6 +385,41 @@ class Connection(RequestHandler):
             self.force_close()
         else:
             self._loop.call_later(_IDLE_LOOK_S, self._close_when_answered)
+
+    # ---- Answers before a request's end ---------------------------------------------------------------------------
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Say in an answer that the connection closes when it will, and close it so that the answer is not lost."""
+        if isinstance(resp, web.StreamResponse) and _is_last(request, resp):
+            resp.force_close()
+        resp, is_gone = await super().finish_response(request, resp, start_time)
+        transport = self.transport
+        if not resp.keep_alive and not is_gone and transport is not None:
+            is_whole = request.content.is_eof() and not self._is_cut
+            if not is_whole or transport.can_write_eof():  # TLS cannot end one half: it is left when nothing is to come
+                self._force_close = True
+                self._part_from(transport)
+        return resp, is_gone
+
+    def _part_from(self, transport: asyncio.Transport) -> None:
+        """Close a connection when the client has: it would be reset, and the answer lost, by what it still sends."""
+        if transport.can_write_eof():
+            transport.write_eof()
+        if self.half_closed:
+            transport.close()
+        else:
+            transport.resume_reading()
+            self._heard = False
+            self._loop.call_later(_LINGER_S, self._look_whether_to_close, transport, _LINGERS)
+
+    def _look_whether_to_close(self, transport: asyncio.Transport, looks: int) -> None:
+        if self._heard and looks and not transport.is_closing():
+            self._heard = False
+            self._loop.call_later(_LINGER_S, self._look_whether_to_close, transport, looks - 1)
+        else:
+            transport.close()
 
     # ---- What the parser refuses ----------------------------------------------------------------------------------
 
@@ -347,10 +438,19 @@ class Connection(RequestHandler):
         if isinstance(exc, LineTooLong):
             status, message = 431, f"A line of a request's head may have {MAX_HEAD_LINE_BYTES} bytes at most."
         request._version = HttpVersion11
-        self._listening.refused(status)
-        response = self._listening.refusal(status, (message or HTTPStatus(status).phrase).partition("\n")[0])
-        response.force_close()
-        return response
+        self._is_cut = True
+        why = (message or HTTPStatus(status).phrase).partition("\n")[0]
+        return _last(self._listening.refusal(status, why), self._listening)
+
+
+def _is_last(request: web.BaseRequest, response: web.StreamResponse) -> bool:
+    """Return whether an answer is its connection's last: it says so, or what is left of the request may not end."""
+    if response.headers.get(CONNECTION) == "close":
+        return True
+    if request.content.is_eof():
+        return False
+    length = request.content_length
+    return length is None or length > MAX_BODY_BYTES or EXPECTS in request or request.content.exception() is not None
 
 
 def _encoded(response: web.Response) -> bytes:
@@ -364,7 +464,7 @@ def _encoded(response: web.Response) -> bytes:
 
 async def say_continue(request: web.Request) -> None:
     """Tell a client that waits for it that its body is wanted (RFC 9110 §10.1.1)."""
-    if request.get(EXPECTS) == "100-continue" and request.content is not None:
+    if request.pop(EXPECTS, None) == "100-continue" and request.content is not None:
         writer = request.writer
         assert isinstance(writer, StreamWriter)
         await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -46,6 +46,9 @@ async def test_every_answer_has_the_security_headers(gateway: Bench, request_: b
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://127.0.0.1.evil.example"},
+        {"Origin": "http://["},
+        {"Origin": "http://[::1"},
+        {"Origin": "http://\u2100.example"},
     ],
 )
 async def test_a_page_of_another_site_cannot_change_anything(gateway: Bench, headers: dict[str, str]) -> None:

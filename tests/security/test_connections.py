@@ -54,6 +54,18 @@ async def test_a_head_has_a_size(gateway: Bench, head: bytes) -> None:
     wire.close()
 
 
+@pytest.mark.parametrize("path", [b"/v1/runs", b"x:443"])
+async def test_nobody_is_connected_through(gateway: Bench, path: bytes) -> None:
+    """What comes after a CONNECT is a tunnel to the parser: the answer says that the connection ends."""
+    wire = await a_wire(gateway)
+    await wire.send(b"CONNECT %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+    answer = await wire.answer()
+    assert answer.status in (400, 404, 405)
+    assert answer.headers["connection"] == "close"
+    answer.problem()
+    wire.close()
+
+
 async def test_a_large_body_is_no_head(gateway: Bench) -> None:
     """Its last piece neither."""
     body = BODY[:-1] + b" " * 300_000 + b"}"

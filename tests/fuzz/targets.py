@@ -4,10 +4,10 @@ A target's `check` raises when something is wrong; what it lets pass is right.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from io import BytesIO
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -16,10 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from anabranch.services.gateway.metrics import GatewayMetrics
-from anabranch.services.gateway.problems import ProblemError
-from anabranch.services.gateway.reading import Submission
 from anabranch.services.gateway.step_types import StepTypeReader, StepTypes
-from anabranch.services.gateway.submissions import SubmissionReader
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.step_type import StepType, step_type
 from anabranch.shared.contracts import messages as m
@@ -38,34 +35,17 @@ from anabranch.shared.contracts.nesting import is_too_deep
 from anabranch.shared.contracts.text import writable
 from anabranch.shared.runtime.metrics import new_registry
 from tests.fuzz import language
+from tests.fuzz.credentials import Tokens
 from tests.fuzz.guard import MeteredLoop, bounded, close
+from tests.fuzz.heads import Requests
 from tests.fuzz.life import Life, live, on_virtual_clock, project
+from tests.fuzz.target import LONGEST_ANSWER, REFUSALS, Reader, Target, known_types
 from tests.fuzz.values import TEXTS, Deep, Long, Wire, as_python, plain, scalars, values, wires
+from tests.fuzz.yaml_texts import Yaml
 from tests.support.builders import RUN, T0, a_run, a_step, a_submission, a_transform, started, succeeded
-from tests.unit.gateway.fakes import Bench, a_gateway, announced
+from tests.unit.gateway.fakes import Bench, a_gateway
 from tests.unit.history.fakes import FakeRecord, run_ended, run_started, step_succeeded, steps_queued
 from tests.unit.steps.fakes import Witness, a_world, cancellation, echo_type, running
-
-_REFUSALS: Final = frozenset({400, 404, 405, 406, 408, 411, 413, 414, 415, 417, 422, 429, 431, 503})
-_LONGEST_ANSWER: Final = 512 * 1024  # a refusal lists a hundred mistakes at most
-
-
-class Target:
-    """One way in. `name` is what the command line calls it."""
-
-    name: ClassVar[str]
-    cases: ClassVar[st.SearchStrategy[Any]]
-
-    def open(self) -> None:
-        """Prepare what all cases share."""
-
-    def check(self, case: Any) -> None:
-        """Do with a case what would be done with it; raise when that goes wrong."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Put away what `open` prepared."""
-
 
 # --- answers of workers, as bytes -----------------------------------------------------------------------------------
 
@@ -190,59 +170,14 @@ class Bodies(Target):
         response = await self._bench.post(BytesIO(raw), media_type, query=query, headers=dict(headers))
         answer = await response.read()
         if response.status not in (200, 202):
-            assert response.status in _REFUSALS, f"{response.status}: {answer[:2000]!r}"
-            assert len(answer) <= _LONGEST_ANSWER, f"a refusal of {len(answer)} bytes"
+            assert response.status in REFUSALS, f"{response.status}: {answer[:2000]!r}"
+            assert len(answer) <= LONGEST_ANSWER, f"a refusal of {len(answer)} bytes"
             return None
         run_id = orjson.loads(answer)["id"]
         seen = await self._bench.client.get(f"/v1/runs/{run_id}")
         assert seen.status == 200, await seen.text()
         await seen.json()
         return self._bench.log.records[-1][2] if len(self._bench.log.records) > accepted else None
-
-
-class Reader:
-    """The gateway's reader of submissions, on a loop of its own."""
-
-    def __init__(self, types: StepTypes) -> None:
-        self._loop = MeteredLoop(is_virtual=False)
-        self.knows(types)
-
-    def knows(self, types: StepTypes) -> None:
-        """Read with these step types from now on."""
-        self._reader = SubmissionReader(types, GatewayMetrics(new_registry()))
-
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have something else done on the gateway's loop."""
-        self._loop.meter.begin_anew()
-        with bounded("a turn of the gateway's loop") as meter:
-            self._loop.run_until_complete(work)
-            meter.held_s = self._loop.meter.held_s
-
-    def read(self, body: bytes, media_type: str = "application/json") -> Submission | None:
-        """Return the submission, or None when it is refused."""
-        self._loop.meter.begin_anew()
-        with bounded("a turn of the gateway's loop") as meter:
-            try:
-                return self._loop.run_until_complete(self._reader.submission(body, media_type))
-            except ProblemError as error:
-                assert error.kind.status in _REFUSALS, error
-                size = len(error.response("/").body or b"")  # type: ignore[arg-type]
-                assert size <= _LONGEST_ANSWER, f"a refusal of {size} bytes"
-                return None
-            finally:
-                meter.held_s = self._loop.meter.held_s
-
-    def close(self) -> None:
-        """Stop its threads and processes."""
-        close(self._loop)
-
-
-def _types() -> StepTypes:
-    types = StepTypes()
-    for name in ("simulate", "http"):
-        types.announce(announced(name))
-    types.complete = True
-    return types
 
 
 class Pipelines(Target):
@@ -252,7 +187,7 @@ class Pipelines(Target):
     cases = st.tuples(language.submissions(), answers, st.sampled_from((0, 1, 2)))
 
     def open(self) -> None:
-        self._reader = Reader(_types())
+        self._reader = Reader(known_types())
 
     def close(self) -> None:
         self._reader.close()
@@ -725,7 +660,7 @@ class Announcements(Target):
     )
 
     def open(self) -> None:
-        self._reader = Reader(_types())
+        self._reader = Reader(known_types())
 
     def close(self) -> None:
         self._reader.close()
@@ -828,7 +763,7 @@ class Schemas(Target):
     cases = st.tuples(language.schemas, language.instances)
 
     def open(self) -> None:
-        self._reader = Reader(_types())
+        self._reader = Reader(known_types())
 
     def close(self) -> None:
         self._reader.close()
@@ -847,6 +782,9 @@ TARGETS: Final[Mapping[str, type[Target]]] = {
     each.name: each
     for each in (
         Bodies,
+        Requests,
+        Tokens,
+        Yaml,
         Pipelines,
         Outputs,
         Inbox,

@@ -22,12 +22,14 @@ from anabranch.services.gateway.waiting import ChannelListener, Watches
 from anabranch.shared.contracts.topics import API_KEYS, DEFINITIONS, STEP_TYPES
 from anabranch.shared.runtime.clients import new_admin
 from anabranch.shared.runtime.deadline import Deadline
+from anabranch.shared.runtime.descriptors import allow_descriptors
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, new_producer, wait_for_kafka
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Service, run_service
 from anabranch.shared.runtime.tls import ServerCertificate
 
 _KAFKA_WITHIN_S: Final = 60.0
+_OTHER_DESCRIPTORS: Final = 256  # beside connections: to Kafka and Redis, and files
 
 
 class Gateway:
@@ -77,6 +79,7 @@ class Gateway:
             certificate=self._certificate,
         )
         _say_who_is_let_in(service)
+        _allow_connections(service)
         service.ready_when("API keys", lambda: self._api_keys.complete or "still being read")
         service.ready_when("step types", lambda: self._step_types.complete or "still being read")
         service.ready_when("inbox", lambda: self._pressure.inbox_exists or "not created by the orchestrator yet")
@@ -150,6 +153,13 @@ def _say_who_is_let_in(service: Service[GatewaySettings]) -> None:
         service.log.info("authentication is on", auth=service.settings.auth)
     else:
         service.log.warning("authentication is off: everybody who reaches this may do all", auth=service.settings.auth)
+
+
+def _allow_connections(service: Service[GatewaySettings]) -> None:
+    wanted = service.settings.max_connections + _OTHER_DESCRIPTORS
+    allowed = allow_descriptors(wanted)
+    if allowed < wanted:
+        service.log.warning("the limit of open files is lower than that of connections", allowed=allowed, wanted=wanted)
 
 
 async def _until_failed(outbox: Outbox) -> None:

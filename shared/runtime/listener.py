@@ -36,6 +36,7 @@ from anabranch.shared.runtime.tls import ServerCertificate
 _LINGER_S: Final = 1.0  # in which a client that is sent away has to send more, or else has read why
 _LINGERS: Final = 30  # as long as most bodies take
 _IDLE_LOOK_S: Final = 0.05
+_BACKLOG: Final = 4096  # as Linux allows: of a thousand clients in one moment, those beyond it try again in a second
 
 EXPECTS: Final = web.RequestKey("expects", str)
 """The `Expect` header of a request, taken out of its headers, until whoever reads the body has answered it."""
@@ -90,6 +91,12 @@ class Listener(web.AppRunner):
             keepalive_timeout=app.get(LISTENING, Listening()).keepalive_timeout_s,
             lingering_time=app.get(LISTENING, Listening()).body_timeout_s,
         )
+
+    async def listen(self, host: str, port: int) -> int:
+        """Accept connections from now on, and return the port."""
+        await web.TCPSite(self, host, port, backlog=_BACKLOG).start()
+        found: int = self.addresses[0][1]
+        return found
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()

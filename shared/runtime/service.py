@@ -158,8 +158,7 @@ class Service(Generic[SettingsT]):
     async def _listen(self, app: web.Application) -> None:
         self._listener = Listener(self._with_ops(app), shutdown_timeout=_LISTENER_TIMEOUT_S)
         await self._listener.setup()
-        await web.TCPSite(self._listener, self.settings.http_host, self.settings.http_port).start()
-        self.port = self._listener.addresses[0][1]
+        self.port = await self._listener.listen(self.settings.http_host, self.settings.http_port)
         self.log.info("listening", host=self.settings.http_host, port=self.port)
 
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -24,6 +25,7 @@ from anabranch.deploy.local.services import anabranch_services
 from anabranch.deploy.local.stack import LocalStack
 from anabranch.shared.runtime.settings import Settings
 from tests.performance.bed import UNLIMITED
+from tests.performance.processes import Processes, differences
 from tests.performance.report import Report
 from tests.performance.sizes import Sizes
 from tests.performance.submitter import Submitter
@@ -40,28 +42,44 @@ _LIMITS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where to submit to, the lines of a request's head that it wants, and the process that takes it."""
+
+    url: str
+    head: bytes
+    pid: int
+
+
 async def measure(sizes: Sizes) -> None:
     """Measure and report."""
     report = Report("accepting")
     per_s: dict[str, list[float]] = {_BARE: [], _OPEN: [], _GUARDED: []}
+    cpu_ms: dict[str, list[float]] = {name: [] for name in per_s}
     refused = 0
     async with _targets() as targets:
+        processes = Processes({name: target.pid for name, target in targets.items()})
         for block in range(sizes.blocks + 1):
-            for name, (submitter, head) in targets.items():
-                requests = [_with(head, request) for request in diamonds(sizes.pipelines)]
-                started = time.perf_counter()
-                await submitter.submit(requests)
+            for name, target in targets.items():
+                requests = [_with(target.head, request) for request in diamonds(sizes.pipelines)]
+                async with Submitter(target.url) as submitter:  # anew: none has been idle until it was closed
+                    before, started = processes.cpu_s(), time.perf_counter()
+                    await submitter.submit(requests)
+                    seconds, used = time.perf_counter() - started, differences(before, processes.cpu_s())
+                refused += submitter.refused
                 if block:  # the first one warms up
-                    per_s[name].append(sizes.pipelines / (time.perf_counter() - started))
-        refused = sum(submitter.refused for submitter, _ in targets.values())
+                    per_s[name].append(sizes.pipelines / seconds)
+                    cpu_ms[name].append(1000 * used[name] / sizes.pipelines)
     for name, found in per_s.items():
         report.row(f"accepted/s: {name}", f"{median(found):.0f}   ({', '.join(f'{each:.0f}' for each in found)})")
+    for name, found in cpu_ms.items():
+        report.row(f"CPU ms per submission: {name}", f"{median(found):.3f}")
     of_bare = median(mine / bare for mine, bare in zip(per_s[_GUARDED], per_s[_BARE], strict=True))
     of_open = median(mine / open_ for mine, open_ in zip(per_s[_GUARDED], per_s[_OPEN], strict=True))
     report.row("guarded over bare, median of blocks", f"{of_bare:.3f}", ">= 0.5")
     report.row("guarded over guards off, median of blocks", f"{of_open:.3f}", ">= 0.85")
     report.row("sent away with 503", str(refused))
-    report.note(per_s=per_s, of_bare=of_bare, of_open=of_open, refused=refused)
+    report.note(per_s=per_s, cpu_ms=cpu_ms, of_bare=of_bare, of_open=of_open, refused=refused)
     report.finish()
 
 
@@ -70,8 +88,8 @@ def _with(head: bytes, request: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def _targets() -> AsyncIterator[dict[str, tuple[Submitter, bytes]]]:
-    """Start the three; yield by name the way in and the lines of a request's head that it wants."""
+async def _targets() -> AsyncIterator[dict[str, _Target]]:
+    """Start the three; yield each by its name."""
     data = Path(tempfile.mkdtemp(prefix="anabranch-bench-"))
     services = [service for service in anabranch_services() if service.role in ("gateway", "orchestrator", "simulate")]
     try:
@@ -90,15 +108,14 @@ async def _targets() -> AsyncIterator[dict[str, tuple[Submitter, bytes]]]:
             bare = await spawn(command, env=dict(os.environ), log=data / "bare.log")
             open_.push_async_callback(bare.stop, 20)
             await eventually(lambda: _listens(port), words=(data / "bare.log").read_text)
-            urls = {
-                _BARE: f"http://127.0.0.1:{port}",
-                _OPEN: stack.gateway_url,
-                _GUARDED: f"http://127.0.0.1:{guarded.port}",
-            }
-            heads = {_BARE: b"", _OPEN: b"", _GUARDED: b"X-API-Key: %b\r\n" % text.encode()}
             os.kill(orchestrator := stack.processes["orchestrator"], signal.SIGSTOP)
             open_.callback(os.kill, orchestrator, signal.SIGCONT)
-            yield {name: (await open_.enter_async_context(Submitter(url)), heads[name]) for name, url in urls.items()}
+            key = b"X-API-Key: %b\r\n" % text.encode()
+            yield {
+                _BARE: _Target(f"http://127.0.0.1:{port}", b"", bare.pid),
+                _OPEN: _Target(stack.gateway_url, b"", stack.processes["gateway"]),
+                _GUARDED: _Target(f"http://127.0.0.1:{guarded.port}", key, guarded.pid),
+            }
     finally:
         shutil.rmtree(data, ignore_errors=True)
 

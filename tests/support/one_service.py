@@ -50,6 +50,12 @@ class OneService:
         if self._waits_for_ready:
             await self.until_ready()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._child is not None
+        return self._child.pid
+
     async def kill(self) -> None:
         """SIGKILL it."""
         assert self._child is not None

@@ -1,10 +1,13 @@
 """A body to a submission that may run, or to a problem that says everything that is wrong with it. No I/O.
 
-A definition is validated once per content: the body is parsed strictly each time (duplicate keys, numbers, surrogates),
-and what stands under `definition` is looked up by its JSON text.
+A definition is validated once per content: what is parsed is parsed strictly (duplicate keys, numbers, surrogates), and
+what stands under `definition` is looked up by its JSON text. Where a body begins with a definition that has been read
+in the same letters before, only what stands around it is parsed.
 """
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -28,10 +31,11 @@ from anabranch.shared.contracts.validation import ValidPipeline, validate_inputs
 
 _FIELDS: Final = ("definition", "pipeline", "revision", "inputs", "labels")
 _BATCH_FIELDS: Final = (*_FIELDS, "idempotency_key")
+_JSON: Final = "application/json"
 _RUNS: Final = "runs"
 _NAMED: Final = ("pipeline", "revision")
 
-_CACHE_BYTES: Final = 32 * MIB
+_CACHE_BYTES: Final = 16 * MIB  # by content, and as much by the letters
 _CACHE_ENTRIES: Final = 2_000
 _WEIGHT_OF_TEXT: Final = 4  # its JSON text as a key and as a value, its steps and its inputs' schemas as objects
 
@@ -39,6 +43,9 @@ Part = Literal["submission", "batch", "definition"]  # what a body is
 SUBMISSION: Final = "submission"
 BATCH: Final = "batch"
 DEFINITION: Final = "definition"
+
+_BEGINNING: Final = re.compile(rb'[ \t\n\r]*\{[ \t\n\r]*"definition"[ \t\n\r]*:[ \t\n\r]*(?=\{)')
+_FOLLOWERS: Final = (b'"inputs"', b'"labels"', b"}")  # one of them, its last in the body, stands behind a definition
 
 StepTypeSchemas = Mapping[str, dict[str, Any]]
 
@@ -89,6 +96,9 @@ class Reading:
         self._definitions: BoundedMemory[bytes, Definition] = BoundedMemory(
             max_entries=_CACHE_ENTRIES, max_weight=_CACHE_BYTES
         )
+        self._written: BoundedMemory[bytes, Definition] = BoundedMemory(
+            max_entries=_CACHE_ENTRIES, max_weight=_CACHE_BYTES
+        )
 
     def read(self, what: Part, body: bytes, media_type: str, budget: Budget) -> tuple[Found, bool]:
         """Return what a body is, and whether its definition was known. Raises `ProblemError`, `TooCostly`."""
@@ -107,7 +117,7 @@ class Reading:
 
     def _run_of_batch(self, number: int, piece: Piece, budget: Budget) -> tuple[Submission | Refusal, bool]:
         try:
-            return self._submission(piece.text.encode(), "application/json", budget, _BATCH_FIELDS)
+            return self._submission(piece.text.encode(), _JSON, budget, _BATCH_FIELDS)
         except InvalidError as error:
             _give_up_if_costly(error, budget)
             return _moved(_invalid(_faults(error.errors), error.more), number, piece), True
@@ -117,6 +127,9 @@ class Reading:
     def _submission(
         self, body: bytes, media_type: str, budget: Budget, fields: Collection[str] = _FIELDS
     ) -> tuple[Submission, bool]:
+        recognised = self._recognised(body, budget, fields) if media_type == _JSON else None
+        if recognised is not None:
+            return recognised, True
         source = _parsed(body, media_type)
         envelope = Report(source, budget)
         _check_envelope(source, envelope, fields)
@@ -135,8 +148,43 @@ class Reading:
                 more += error.more
         if faults or definition is None:
             raise _invalid(faults, more)
-        key = value.get("idempotency_key")
-        return Submission(definition, inputs, value.get("labels") or {}, len(body), key), known
+        if media_type == _JSON:
+            self._recognise(body, definition)
+        return _submission_of(value, definition, inputs, len(body)), known
+
+    def _recognised(self, body: bytes, budget: Budget, fields: Collection[str]) -> Submission | None:
+        """Return the submission in a body whose definition was read before in the same letters, None for any other.
+
+        Whole JSON at the place of the definition is the definition, whatever stands behind it; so the body is right if
+        it is right with anything else at this place. When it is wrong, whoever reads all of it says what is.
+        """
+        for start, end in _places_of_definition(body):
+            definition = self._written.get(body[start:end])
+            if definition is not None:
+                break
+        else:
+            return None
+        left = budget.left
+        try:
+            source = parse_source(b"%b{}%b" % (body[:start], body[end:]))
+            envelope = Report(source, budget)
+            _check_envelope(source, envelope, fields)
+            inputs = validate_inputs(definition.inputs, source.value.get("inputs"), source=source, budget=budget)
+        except (SourceError, InvalidError):
+            envelope = None
+        if envelope is None or envelope.problems:
+            budget.left = left
+            return None
+        return _submission_of(source.value, definition, inputs, len(body))
+
+    def _recognise(self, body: bytes, definition: Definition) -> None:
+        """Know a definition by the letters in which a body, that is right, has it."""
+        for start, end in _places_of_definition(body):
+            text = body[start:end]
+            with suppress(orjson.JSONDecodeError):  # it ends elsewhere
+                orjson.loads(text)
+                self._written.put(text, definition, weight=_WEIGHT_OF_TEXT * len(text))
+                return
 
     def _definition(self, body: bytes, media_type: str, budget: Budget) -> tuple[Definition, bool]:
         try:
@@ -153,6 +201,23 @@ class Reading:
         found = _kept_of(validate_pipeline(source, step_types=self._step_types, budget=budget))
         self._definitions.put(content, found, weight=_WEIGHT_OF_TEXT * len(content))
         return found, False
+
+
+def _submission_of(value: dict[str, Any], definition: Definition, inputs: dict[str, Any], weight: int) -> Submission:
+    return Submission(definition, inputs, value.get("labels") or {}, weight, value.get("idempotency_key"))
+
+
+def _places_of_definition(body: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where the definition that a JSON body begins with may start and end."""
+    beginning = _BEGINNING.match(body)
+    if beginning is None:
+        return
+    start = beginning.end()
+    for follower in _FOLLOWERS:
+        behind = body.rfind(follower, start)
+        end = body.rfind(b"}", start, max(behind, start)) + 1
+        if end:
+            yield start, end
 
 
 def _kept_of(valid: ValidPipeline) -> Definition:
@@ -198,7 +263,7 @@ def _pieces(body: bytes) -> list[Piece] | None:
 
 def _no_batch(body: bytes, budget: Budget) -> ProblemError:
     """Return what is wrong with a body that is no list of runs."""
-    source = _parsed(body, "application/json")
+    source = _parsed(body, _JSON)
     report = Report(source, budget)
     runs = source.value.get(_RUNS) if isinstance(source.value, dict) else None
     if not isinstance(runs, list):

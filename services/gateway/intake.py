@@ -22,6 +22,7 @@ from anabranch.shared.contracts.messages import CancelRun, SubmitRun
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.runtime.errors import AppendFailed, RecordTooLarge
 from anabranch.shared.runtime.snapshots import ACCEPTED
+from anabranch.shared.runtime.time_limit import TimeLimit
 
 _KEYS_REMEMBERED: Final = 50_000  # some 20 MB
 _DEFINITIONS_HASHED: Final = 2_000  # some 1 MB
@@ -40,10 +41,10 @@ T = TypeVar("T")
 class Log(Protocol):
     """The one way into Kafka."""
 
-    async def append_and_wait(
+    def append_and_wait(
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers
-    ) -> RecordMetadata:
-        """Append a record; returns when it is acknowledged."""
+    ) -> "asyncio.Future[RecordMetadata]":
+        """Append a record; the future is done when it is acknowledged."""
         ...
 
 
@@ -94,6 +95,7 @@ class Intake:
         self._now_s = now_s
         self._monotonic_s = monotonic_s
         self._topic = settings.topics.inbox
+        self._in_time = TimeLimit(settings.append_timeout_s)
         self._stamped = settings.stamped()
         self._source = f"gateway/{settings.instance}"
         self._keys: BoundedMemory[str, _Key] = BoundedMemory(
@@ -227,8 +229,9 @@ class Intake:
         """Append to the run's partition. Raises `RecordTooLarge`, `AppendFailed`, `TimeoutError`."""
         key = run_id.encode()
         partition = partition_of(key, self._settings.run_partitions)
-        async with asyncio.timeout(self._settings.append_timeout_s):
-            return await self._log.append_and_wait(self._topic, partition, key, record.value, record.headers)
+        return await self._in_time.give(
+            self._log.append_and_wait(self._topic, partition, key, record.value, record.headers)
+        )
 
 
 async def _in_turns(items: Sequence[T]) -> AsyncIterator[T]:

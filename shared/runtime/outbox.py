@@ -149,18 +149,19 @@ class Outbox:
             self._fail(str(error), error)
             raise
 
-    async def append_and_wait(
+    def append_and_wait(
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers
-    ) -> RecordMetadata:
-        """Append a record and return where it is; `AppendFailed`, or `RecordTooLarge`, which concerns this record only.
+    ) -> "asyncio.Future[RecordMetadata]":
+        """Append a record and return a future of where it is; `AppendFailed` there or here, or here `RecordTooLarge`,
+        which concerns this record only.
 
-        Cancelling the wait does not take the record back: its outcome is then unknown. The offset is -1 when the broker
-        recognised a repeat of a batch whose offset it no longer knows.
+        Cancelling the future does not take the record back: its outcome is then unknown. The offset is -1 when the
+        broker recognised a repeat of a batch whose offset it no longer knows.
         """
         batch = self._add(topic, partition, key, value, headers)
         where: asyncio.Future[RecordMetadata] = self._loop.create_future()
         batch.waiters.append((batch.records - 1, where))
-        return await where
+        return where
 
     def acknowledged(self) -> "asyncio.Future[None]":
         """Return a future that is done when everything appended so far is acknowledged; `AppendFailed` if it will not

@@ -62,17 +62,22 @@ class FakeLog:
         self.holds: asyncio.Event | None = None  # what acknowledges, when it is set
         self.weighs = 0  # bytes that each record is on its way for ever with
 
-    async def append_and_wait(self, topic: str, partition: int, key: Any, value: Any, headers: Any) -> RecordMetadata:
+    def append_and_wait(
+        self, topic: str, partition: int, key: Any, value: Any, headers: Any
+    ) -> "asyncio.Future[RecordMetadata]":
         if self.error is not None:
             raise self.error
         self.records.append((partition, key, value))
         self.unacknowledged_bytes += self.weighs
-        if self.holds is not None:
-            await self.holds.wait()
-        if self.hangs:
-            await asyncio.Event().wait()
         place = TopicPartition(topic, partition)
-        return RecordMetadata(topic, partition, place, len(self.records), BROKER_MS, 1, 0)
+        where = RecordMetadata(topic, partition, place, len(self.records), BROKER_MS, 1, 0)
+        done: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+        if self.holds is not None:
+            waits = asyncio.create_task(self.holds.wait(), name="held append")
+            waits.add_done_callback(lambda _: done.done() or done.set_result(where))
+        elif not self.hangs:
+            done.set_result(where)
+        return done
 
     @property
     def submitted(self) -> list[SubmitRun]:

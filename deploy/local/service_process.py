@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ class ServiceProcess:
         console: Console,
         port: int,
         keeps_port: bool,
+        speaks_tls: bool = False,
     ) -> None:
         self.name = name
         self.role = role
@@ -42,6 +44,7 @@ class ServiceProcess:
         self._log = log
         self._console = console
         self._keeps_port = keeps_port
+        self._speaks_tls = speaks_tls
         self._was_ready = False
         self._child: Child | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -51,7 +54,7 @@ class ServiceProcess:
     @property
     def url(self) -> str:
         """Where it serves /healthz, /readyz and /metrics; the gateway also the API."""
-        return f"http://{HOST}:{self.port}"
+        return f"{'https' if self._speaks_tls else 'http'}://{HOST}:{self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -112,7 +115,7 @@ class ServiceProcess:
 
     async def until_ready(self) -> None:
         """Wait until it answers 200 on /readyz."""
-        while self.pid is None or not await answers_ready(self.port):  # noqa: ASYNC110 - a process sets no Event
+        while self.pid is None or not await answers_ready(self.port, self._speaks_tls):  # noqa: ASYNC110 - a process sets no Event
             await asyncio.sleep(POLL_S)
         self._was_ready = True
 
@@ -138,11 +141,14 @@ class ServiceProcess:
         self._console.say(self.name, text)
 
 
-async def answers_ready(port: int) -> bool:
-    """Whether GET /readyz on the loopback port is answered with 200 within a second."""
+async def answers_ready(port: int, speaks_tls: bool = False) -> bool:
+    """Whether GET /readyz on the loopback port is answered with 200 within a second.
+
+    The certificate is not checked, as no probe does: it may name the host that others see, and nothing is told it.
+    """
     try:
         async with asyncio.timeout(1.0):
-            reader, writer = await asyncio.open_connection(HOST, port)
+            reader, writer = await asyncio.open_connection(HOST, port, ssl=_trusting_all() if speaks_tls else None)
             try:
                 writer.write(f"GET /readyz HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\n\r\n".encode())
                 status = await reader.readline()
@@ -151,6 +157,13 @@ async def answers_ready(port: int) -> bool:
     except (OSError, TimeoutError):
         return False
     return status.split(b" ")[1:2] == [b"200"]
+
+
+def _trusting_all() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def inherited(extra: Mapping[str, str], *, has_secrets: bool = True) -> dict[str, str]:

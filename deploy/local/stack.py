@@ -37,16 +37,17 @@ READY_TIMEOUT_S = 60.0
 LOOPBACK = "127.0.0.0/8,[::1],localhost"  # what runs on the same machine is meant to be called
 STOP_DEADLINE_S = 15.0  # longer than the services' own, so that SIGKILL is for those that hang
 
-_NO_TLS = {"ANABRANCH_TLS_CERTIFICATE": "", "ANABRANCH_TLS_KEY": ""}  # on loopback, where the stack probes it in plain
+_CERTIFICATE, _KEY = "ANABRANCH_TLS_CERTIFICATE", "ANABRANCH_TLS_KEY"
 
 
 class LocalStack:
     """The stack as an async context manager: ready when entered, all processes gone when left.
 
     `port` is the gateway's, 0 for any free one. `env` is added to every service's environment, `role_env` to that of
-    one role. `bootstrap` and `redis_url` name a Kafka and a Redis to use instead of starting them. With `restart=False`
-    a child that dies stays dead. Raises HomeError when another stack has the directory, and StackFailedError when a
-    child does not become ready.
+    one role; the gateway's certificate is taken from these alone, not from this process's environment. `bootstrap` and
+    `redis_url` name a Kafka and a Redis to use instead of starting them. With `restart=False` a child that dies stays
+    dead. Raises HomeError when another stack has the directory, and StackFailedError when a child does not become
+    ready.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class LocalStack:
 
     @property
     def gateway_url(self) -> str:
-        """As in `http://127.0.0.1:8080`."""
+        """As in `http://127.0.0.1:8080`; `https` when the gateway has a certificate."""
         return next(service.url for service in self._running.values() if service.role == GATEWAY)
 
     @property
@@ -233,20 +234,18 @@ class LocalStack:
 
     async def _start_service(self, configured: Service, name: str, env: Mapping[str, str]) -> ServiceProcess:
         is_gateway = configured.role == GATEWAY
-        no_tls = _NO_TLS if is_gateway else {}
+        given = {**self._common_env(), **self._role_env.get(configured.role, {}), **env}
         taken = frozenset(service.port for service in self._running.values())
         service = ServiceProcess(
             name,
             configured.role,
             command=configured.command,
-            env=inherited(
-                {**self._common_env(), **no_tls, **self._role_env.get(configured.role, {}), **env},
-                has_secrets=configured.role not in ENGINE,
-            ),
+            env=inherited(given, has_secrets=configured.role not in ENGINE),
             log=self.home.path / "logs" / f"{name}.log",
             console=self._console,
             port=free_port(preferred=(self._port or None) if is_gateway else None, besides=taken),
             keeps_port=is_gateway,
+            speaks_tls=is_gateway and bool(given[_CERTIFICATE]),
         )
         self._running[name] = service
         await service.start()
@@ -258,9 +257,7 @@ class LocalStack:
             "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap,
             "REDIS_URL": self.redis_url,
             **({"KAFKA_SECURITY_PROTOCOL": "PLAINTEXT"} if self.kafka else {}),  # our own, whoever else's is named
-            **dict.fromkeys(
-                ("ANABRANCH_TLS_CERTIFICATE", "ANABRANCH_TLS_KEY"), ""
-            ),  # on loopback, by its probes' words
+            **dict.fromkeys((_CERTIFICATE, _KEY), ""),  # whoever's shell this is: `up` hands them on
             "ANABRANCH_HOME": str(self.home.path),
             "ANABRANCH_LOG_FORMAT": "console",
             "ANABRANCH_TOPIC_PREFIX": "pipelines",
@@ -328,7 +325,8 @@ async def up(
 ) -> int:
     """Run the local stack until Ctrl-C; return the exit code of the command.
 
-    With KAFKA_BOOTSTRAP_SERVERS or REDIS_URL set, those are used instead of servers of its own.
+    With KAFKA_BOOTSTRAP_SERVERS or REDIS_URL set, those are used instead of servers of its own; with
+    ANABRANCH_TLS_CERTIFICATE the gateway speaks TLS.
     """
     console = Console()
     stack = LocalStack(
@@ -338,7 +336,7 @@ async def up(
         port=port,
         bootstrap=os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or None,
         redis_url=os.environ.get("REDIS_URL") or None,
-        env=_chosen("ANABRANCH_LOG_FORMAT", "ANABRANCH_TOPIC_PREFIX"),
+        env=_chosen("ANABRANCH_LOG_FORMAT", "ANABRANCH_TOPIC_PREFIX", _CERTIFICATE, _KEY),
         fresh=fresh,
         console=console,
     )

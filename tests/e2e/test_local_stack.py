@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from anabranch.deploy.local import stack as local
 from anabranch.deploy.local.console import Console, Silence, wants_colour
 from anabranch.deploy.local.home import HomeError
 from anabranch.deploy.local.process import Child, spawn
@@ -21,9 +22,10 @@ from anabranch.deploy.local.server import DiedStartingError, LocalServer
 from anabranch.deploy.local.services import Service
 from anabranch.deploy.local.stack import LocalStack
 from anabranch.deploy.local.supervisor import RestartBudget, StackFailedError, supervise
+from tests.security.certificates import Certificates
 
 FAKE_SERVICE = """
-import http.server, os, pathlib, subprocess, sys
+import http.server, os, pathlib, ssl, subprocess, sys
 role, orders = sys.argv[1], pathlib.Path(sys.argv[2])
 if (orders / f"{role}-dies-at-once").exists():
     print("cannot live like this")
@@ -38,7 +40,12 @@ class Ready(http.server.BaseHTTPRequestHandler):
         pass
 print(f"{role} listens")
 address = os.environ["ANABRANCH_HTTP_HOST"], int(os.environ["ANABRANCH_HTTP_PORT"])
-http.server.HTTPServer(address, Ready).serve_forever()
+server = http.server.ThreadingHTTPServer(address, Ready)
+if role == "gateway" and (certificate := os.environ["ANABRANCH_TLS_CERTIFICATE"]):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, os.environ["ANABRANCH_TLS_KEY"])
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 """
 
 # A server that kills itself as often as it is told to, at the moment of its start that it is told: argv is the
@@ -78,6 +85,41 @@ sys.exit(asyncio.run(run_stack(stack, console)))
 """
 
 WAIT_S = 60.0
+
+
+async def test_up_starts_a_gateway_that_speaks_tls(
+    orders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` hands the certificate on, the probes speak TLS, and the ready line says so; other services do not."""
+    made = Certificates.made(tmp_path / "certificates").folder
+    lines = []
+
+    async def run_stack(stack: LocalStack, _: Console) -> int:
+        async with stack:
+            lines.append(local.ready_line(stack))
+            assert stack.service("worker").url.startswith("http://")
+        return 0
+
+    monkeypatch.setattr(local, "run_stack", run_stack)
+    monkeypatch.setattr(local, "anabranch_services", lambda **_: fakes(orders))
+    for name, value in {
+        "ANABRANCH_TLS_CERTIFICATE": made / "server.crt",
+        "ANABRANCH_TLS_KEY": made / "server.key",
+        "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    assert await local.up(port=0, data_dir=tmp_path) == 0
+    assert re.fullmatch(r"ready https://127\.0\.0\.1:\d+  kafka 127\.0\.0\.1:1  redis 127\.0\.0\.1:1", lines[0])
+
+
+async def test_a_stack_of_a_program_speaks_no_tls_unless_it_is_told(
+    orders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stands in its own environment."""
+    monkeypatch.setenv("ANABRANCH_TLS_CERTIFICATE", "/nowhere")
+    async with a_stack(tmp_path, orders) as stack:
+        assert stack.gateway_url.startswith("http://")
 
 
 async def test_a_child_that_dies_is_started_again_and_the_stack_says_so(orders: Path, tmp_path: Path) -> None:

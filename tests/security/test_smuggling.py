@@ -117,6 +117,7 @@ CODINGS: Mapping[str, bytes] = {
     "none": coded(b"Transfer-Encoding:"),
     "of HTTP/1.0": coded(CHUNKED, version=b"1.0"),
     "of HTTP/1.0 that goes on": coded(CHUNKED, b"Connection: keep-alive", version=b"1.0"),
+    "of a probe's HTTP/1.0": b"GET /healthz HTTP/1.0\r\nHost: x\r\n%s\r\n\r\n%s" % (CHUNKED, CHUNK + END),
     "twice": coded(CHUNKED, CHUNKED),
     "twice, the second another": coded(CHUNKED, b"Transfer-Encoding: identity"),
     "twice, the first another": coded(b"Transfer-Encoding: identity", CHUNKED),

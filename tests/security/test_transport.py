@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import ssl
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -26,6 +28,7 @@ from anabranch.shared.runtime.kafka import Outbox, ensure_topics
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.topic_reader import TopicReader
+from tests.security.certificates import Certificates
 from tests.security.secured import PASSWORD, USER, SecuredKafka, SecuredRedis, a_token, secured
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -59,6 +62,19 @@ def a_file(folder: Path, text: str) -> str:
     path = folder / "secret"
     path.write_text(text)
     return str(path)
+
+
+async def ran(*arguments: str, **env: str) -> tuple[int | None, str]:
+    """Return how a Python ended and what it said."""
+    given = {**os.environ, **env}
+    child = await asyncio.create_subprocess_exec(sys.executable, *arguments, env=given, stdout=PIPE, stderr=STDOUT)
+    try:
+        async with asyncio.timeout(60):
+            words = (await child.communicate())[0].decode()
+    finally:
+        if child.returncode is None:
+            child.kill()
+    return child.returncode, words
 
 
 async def goes_through(settings: Settings) -> None:
@@ -190,25 +206,30 @@ async def test_a_service_that_is_refused_says_so_in_a_line(servers: Servers, tmp
     """A setting that names no file ends it at once; no traceback, no secret."""
     secret = {"KAFKA_SASL_USERNAME": USER, "KAFKA_SASL_PASSWORD": "wr0ng", "KAFKA_SSL_CAFILE": str(tmp_path / "none")}
     where = {"KAFKA_BOOTSTRAP_SERVERS": servers[0].sasl, "KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}
-    command = [sys.executable, "-m", "anabranch.services.history"]
-    child = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, **where, **secret}, stdout=PIPE, stderr=STDOUT
-    )
-    try:
-        async with asyncio.timeout(60):
-            words = (await child.communicate())[0].decode()
-    finally:
-        if child.returncode is None:
-            child.kill()
-    assert child.returncode == 1
+    code, words = await ran("-m", "anabranch.services.history", **where, **secret)
+    assert code == 1
     assert "UnusableSettings: KAFKA_SSL_CAFILE: " in words
     assert "Traceback" not in words
     assert "wr0ng" not in words
 
 
+def a_session(stack: LocalStack, certificates: Certificates) -> aiohttp.ClientSession:
+    trust = ssl.create_default_context(cafile=certificates.ca)
+    return aiohttp.ClientSession(stack.gateway_url, connector=aiohttp.TCPConnector(ssl=trust))
+
+
+async def certificate_of(stack: LocalStack) -> str:
+    url = urlsplit(stack.gateway_url)
+    return await asyncio.to_thread(ssl.get_server_certificate, (url.hostname, url.port))
+
+
 async def test_a_run_goes_through_a_stack_that_logs_in_everywhere(servers: Servers, tmp_path: Path) -> None:
-    """Gateway, orchestrator, step service, history and the read, over TLS, with SCRAM and an ACL user."""
+    """Client, gateway, orchestrator, step service, history and the read, over TLS, with SCRAM and an ACL user.
+
+    The gateway's certificate is renewed meanwhile.
+    """
     kafka, redis = servers
+    pem = kafka.certificates.issue("gateway")
     wanted = {"gateway", "orchestrator", "history", "simulate"}
     stack = LocalStack(
         tmp_path,
@@ -223,6 +244,9 @@ async def test_a_run_goes_through_a_stack_that_logs_in_everywhere(servers: Serve
             "KAFKA_SASL_PASSWORD": PASSWORD,
             "KAFKA_SSL_CAFILE": kafka.certificates.ca,
             "REDIS_SSL_CAFILE": kafka.certificates.ca,
+            "ANABRANCH_TLS_CERTIFICATE": str(pem.with_suffix(".crt")),
+            "ANABRANCH_TLS_KEY": str(pem.with_suffix(".key")),
+            "ANABRANCH_TLS_CHECK_S": "0.1",
             "ANABRANCH_RUN_PARTITIONS": "2",
             "ANABRANCH_STEP_PARTITIONS": "2",
             "ANABRANCH_READ_RATE_LIMIT": "10000",  # counted in Redis
@@ -230,7 +254,7 @@ async def test_a_run_goes_through_a_stack_that_logs_in_everywhere(servers: Serve
         restart=False,
     )
     definition = {"name": "p", "steps": {"a": {"uses": "simulate", "with": {"value": 42}}}}
-    async with stack, aiohttp.ClientSession(stack.gateway_url) as http:
+    async with stack, a_session(stack, kafka.certificates) as http:
         async with http.post("/v1/runs?wait=240s", json={"definition": definition}) as answer:
             run = await answer.json()
         assert run["status"] == "succeeded", run
@@ -238,6 +262,14 @@ async def test_a_run_goes_through_a_stack_that_logs_in_everywhere(servers: Serve
             read = await answer.json()
         assert read["status"] == "succeeded"
         assert read["steps"]["a"]["status"] == "succeeded"
+        where = {"ANABRANCH_URL": stack.gateway_url, "ANABRANCH_SSL_CAFILE": kafka.certificates.ca}
+        code, words = await ran("-c", "from anabranch.client.cli import main; main()", "status", run["id"], **where)
+        assert (code, "succeeded" in words) == (0, True), words
+        shown = await certificate_of(stack)
+        kafka.certificates.issue("gateway")
+        async with asyncio.timeout(60):
+            while await certificate_of(stack) == shown:
+                await asyncio.sleep(0.1)
         counts = new_redis(settings_for(servers))
         async with asyncio.timeout(60):
             while not await counts.keys("pipelines:rate:*"):  # a gateway that Redis keeps waiting counts by itself

@@ -1,6 +1,7 @@
 """The `anabranch` command and the async Python client it uses."""
 
 from anabranch.client.api import AnabranchClient
+from anabranch.client.batches import Submission
 from anabranch.client.model import (
     ClientError,
     Fault,
@@ -24,4 +25,5 @@ __all__ = [
     "Run",
     "Step",
     "StepType",
+    "Submission",
 ]

@@ -10,17 +10,19 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeGuard
 from urllib.parse import quote
 
 import aiohttp
 import orjson
 from pydantic import ValidationError
 
+from anabranch.client.batches import Definition, Result, Submission, requests_of, results_of
 from anabranch.client.model import (
     Fault,
     GatewayUnreachableError,
@@ -31,14 +33,10 @@ from anabranch.client.model import (
     StepType,
 )
 from anabranch.shared.contracts.durations import format_duration
-from anabranch.shared.contracts.source import parse_source
 from anabranch.shared.runtime.errors import UnusableSettings
 from anabranch.shared.runtime.tls import trust
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
-
-Definition = Mapping[str, Any] | str
-"""A pipeline: as a JSON value, or as YAML or JSON text."""
 
 _ANSWER_WITHIN_S: Final = 30.0  # beside the time the gateway was asked to wait
 _WATCH_EVERY_S: Final = 0.25  # quick enough for eyes, and the answer to the run's end comes at once anyway
@@ -110,9 +108,7 @@ class AnabranchClient:
         With an idempotency key the submission is repeated while the gateway is busy or its answer is lost: the same
         key is the same run. Without one it is sent once.
         """
-        body = orjson.dumps(
-            {"definition": as_value(definition), "inputs": dict(inputs or {}), "labels": dict(labels or {})}
-        )
+        body = orjson.dumps(Submission(definition, inputs or {}, labels or {}).document())
         headers = {"Content-Type": "application/json"} | (
             {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         )
@@ -125,6 +121,42 @@ class AnabranchClient:
                     raise
                 await asyncio.sleep(_pause_s(error))
         raise AssertionError("unreachable")
+
+    async def submit_batch(self, submissions: Iterable[Submission]) -> list[Result]:
+        """Submit many runs, up to 1,000 or 2 MiB in a request, and return what became of each, in their order.
+
+        A result is the accepted `Run`, or the `ProblemError` or `GatewayUnreachableError` that the submission would
+        have raised alone, so that what is wrong with one refuses no other. Those with a key are repeated while the
+        gateway is busy or its answer is lost; those without are sent once. Raises `SourceError`, before anything is
+        sent, for text that cannot be read, and `GatewayUntrustedError`. Behind a request that nobody answers none is
+        tried.
+        """
+        wanted = list(submissions)
+        waiting = {number: each.in_batch() for number, each in enumerate(wanted)}
+        results: dict[int, Result] = {}
+        for tries_left in reversed(range(_TRIES_WITH_KEY)):
+            for numbers, body in requests_of(waiting):
+                found = await self._results(body, len(numbers))
+                results |= zip(numbers, found, strict=True)
+                if isinstance(found[0], GatewayUnreachableError):
+                    results = dict.fromkeys(waiting, found[0]) | results
+                    break
+            passing = {number: error for number in waiting if _is_passing(error := results[number])}
+            waiting = {number: waiting[number] for number in passing if wanted[number].idempotency_key}
+            if not waiting or not tries_left:
+                break
+            await asyncio.sleep(max(_pause_s(passing[number]) for number in waiting))
+        return [results[number] for number in range(len(wanted))]
+
+    async def _results(self, body: bytes, count: int) -> list[Result]:
+        """Return what became of each run of one request; what refuses the request refuses each."""
+        try:
+            reply = await self._request(
+                "POST", "/v1/runs:batch", body=body, headers={"Content-Type": "application/json"}
+            )
+        except (ProblemError, GatewayUnreachableError) as error:
+            return [error] * count
+        return results_of(reply.body)
 
     async def run(self, run_id: str, *, wait: float | None = None) -> Run:
         """Return a run as it stands, or at its end if it ends within `wait` seconds."""
@@ -206,7 +238,7 @@ class AnabranchClient:
                 method,
                 self.base_url + path,
                 params={"wait": format_duration(wait)} if wait else None,
-                data=body,
+                data=None if body is None else BytesIO(body),  # aiohttp warns of large ones otherwise
                 allow_redirects=False,  # the key is for this gateway alone
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=_ANSWER_WITHIN_S + (wait or 0.0)),
@@ -221,11 +253,6 @@ class AnabranchClient:
             raise GatewayUnreachableError(self.base_url, str(error) or type(error).__name__) from error
 
 
-def as_value(definition: Definition) -> Any:
-    """Return a definition as a JSON value. Raises `SourceError` for text that cannot be read."""
-    return parse_source(definition.encode(), "application/yaml").value if isinstance(definition, str) else definition
-
-
 def _run_path(run_id: str) -> str:
     return f"/v1/runs/{quote(run_id, safe='')}"
 
@@ -234,8 +261,8 @@ def _interval_s(size: int) -> float:
     return min(max(_WATCH_EVERY_S, size / _WATCH_BYTES_PER_S), _WATCH_EVERY_AT_MOST_S)
 
 
-def _is_passing(error: ProblemError | GatewayUnreachableError) -> bool:
-    return isinstance(error, GatewayUnreachableError) or error.is_passing
+def _is_passing(result: Result) -> TypeGuard[ProblemError | GatewayUnreachableError]:
+    return isinstance(result, GatewayUnreachableError) or (isinstance(result, ProblemError) and result.is_passing)
 
 
 def _pause_s(error: ProblemError | GatewayUnreachableError) -> float:

@@ -14,11 +14,13 @@ ENDED: Final = frozenset({SUCCEEDED, "failed", "timed_out", CANCELLED, "skipped"
 """Statuses that a run or a step does not leave."""
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """A document of the gateway, or a part of one."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Step(_Answer):
+class Step(Answer):
     """One step of a run, as it stands."""
 
     uses: str = ""
@@ -44,7 +46,7 @@ class Step(_Answer):
         return _seconds_between(since, until)
 
 
-class Run(_Answer):
+class Run(Answer):
     """One execution of a pipeline. What a submission is answered with has an id and a status only."""
 
     id: str
@@ -80,7 +82,7 @@ class Run(_Answer):
         return _seconds_between(self.created_at or self.started_at, self.finished_at or now or datetime.now(UTC))
 
 
-class StepType(_Answer):
+class StepType(Answer):
     """A step type that some step service announced."""
 
     name: str
@@ -90,7 +92,7 @@ class StepType(_Answer):
     output_schema: dict[str, Any] = Field(default_factory=dict)
 
 
-class Fault(_Answer):
+class Fault(Answer):
     """One thing that is wrong with a request; line and column are from 1."""
 
     pointer: str = ""
@@ -99,7 +101,7 @@ class Fault(_Answer):
     column: int | None = None
 
 
-class Problem(_Answer):
+class Problem(Answer):
     """RFC 9457 problem details; `id` is the run's, when a submission's outcome is unknown or a run
     has ended, then as `run_status`."""
 

@@ -9,8 +9,8 @@ from anabranch.shared.contracts.limits import MAX_ANNOUNCEMENT_BYTES, MAX_DESCRI
 from anabranch.shared.contracts.messages import STEP_TYPES, StepTypeAnnounced
 from anabranch.shared.contracts.nesting import is_too_deep
 from anabranch.shared.contracts.schemas import SchemaError, compile_schema
-from anabranch.shared.contracts.spec import TypeName
-from anabranch.shared.contracts.validation import BUILT_IN, NOT_YET_TYPES
+from anabranch.shared.contracts.spec import NOT_YET_TYPES, TypeName
+from anabranch.shared.contracts.validation import BUILT_IN
 
 _NAME: Final[TypeAdapter[str]] = TypeAdapter(TypeName)
 _OURS: Final = frozenset({*BUILT_IN, *NOT_YET_TYPES})

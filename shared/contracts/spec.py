@@ -1,6 +1,6 @@
 """The pipeline language as frozen models: the whole of it, so that the shape of what does not run yet is checked too.
 
-`validation.py` decides what is accepted; these models alone say what a definition looks like.
+`validation.py` decides what is accepted; these models alone say what a definition looks like, and what runs yet.
 """
 
 from collections.abc import Generator
@@ -14,12 +14,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     JsonValue,
     StringConstraints,
     TypeAdapter,
     WithJsonSchema,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from anabranch.shared.contracts.durations import DURATION_PATTERN, DurationError, parse_duration
 from anabranch.shared.contracts.expressions import RetryCondition, compile_retry_condition
@@ -97,10 +98,34 @@ PipelineName = Annotated[str, StringConstraints(pattern=PIPELINE_NAME)]
 StepName = Annotated[str, StringConstraints(pattern=STEP_NAME)]
 FieldName = Annotated[str, StringConstraints(pattern=FIELD_NAME)]
 TypeName = Annotated[str, StringConstraints(pattern=STEP_NAME)]
+NOT_YET_TYPES: Final = frozenset(("approval", "wait", "pipeline"))
+"""Step types that a definition may not use yet, nor anybody announce."""
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return the schema without what does not run yet: nobody is offered what is refused."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for key in not_yet(cls):
+            del properties[key]
+        return schema
+
+
+class _NotYet:
+    """Marks a field that has a shape and does not run yet."""
+
+
+_NOT_YET: Final = _NotYet()
+
+
+def not_yet(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the keys of a model that do not run yet: a definition that has one is refused."""
+    fields = model.model_fields.items()
+    return tuple(field.alias or name for name, field in fields if _NOT_YET in field.metadata)
 
 
 class RetrySpec(_Model):
@@ -166,7 +191,7 @@ class CompensateSpec(_Model):
 class StepSpec(_Model):
     """One node of the graph."""
 
-    uses: TypeName = Field(description="The step type.")
+    uses: TypeName = Field(description="The step type.", json_schema_extra={"not": {"enum": [*sorted(NOT_YET_TYPES)]}})
     with_: JsonValue = Field(default_factory=dict, alias="with", description="The input; strings may hold ${{ CEL }}.")
     needs: tuple[StepName, ...] = Field(
         default=(), max_length=MAX_NEEDS, description="Steps that end before it starts."
@@ -175,13 +200,23 @@ class StepSpec(_Model):
     retry: RetrySpec | None = Field(default=None, description="How often and when it is tried again.")
     timeout_s: Timeout | None = Field(default=None, alias="timeout", description="Of one attempt.")
     continue_on_error: bool = Field(default=False, description="Its failure is not the run's, and its dependents run.")
-    total_timeout_s: Timeout | None = Field(default=None, alias="total_timeout", description="Over all attempts.")
-    queue_timeout_s: Timeout | None = Field(default=None, alias="queue_timeout", description="Waiting for a worker.")
-    for_each: Items = Field(default=None, description="One child per item, with `item` and `index`.")
-    max_parallel: int | None = Field(default=None, ge=1, description="Children in flight at once.")
-    cache: CacheSpec | None = Field(default=None, description="Reuse the output of an equal step.")
-    compensate: CompensateSpec | None = Field(default=None, description="What undoes it when the run fails.")
-    concurrency: ConcurrencySpec | None = Field(default=None, description="How many of its kind run at once.")
+    total_timeout_s: Annotated[Timeout | None, _NOT_YET] = Field(
+        default=None, alias="total_timeout", description="Over all attempts."
+    )
+    queue_timeout_s: Annotated[Timeout | None, _NOT_YET] = Field(
+        default=None, alias="queue_timeout", description="Waiting for a worker."
+    )
+    for_each: Annotated[Items, _NOT_YET] = Field(
+        default=None, description="One child per item, with `item` and `index`."
+    )
+    max_parallel: Annotated[int | None, _NOT_YET] = Field(default=None, ge=1, description="Children in flight at once.")
+    cache: Annotated[CacheSpec | None, _NOT_YET] = Field(default=None, description="Reuse the output of an equal step.")
+    compensate: Annotated[CompensateSpec | None, _NOT_YET] = Field(
+        default=None, description="What undoes it when the run fails."
+    )
+    concurrency: Annotated[ConcurrencySpec | None, _NOT_YET] = Field(
+        default=None, description="How many of its kind run at once."
+    )
 
 
 class DefaultsSpec(_Model):
@@ -206,15 +241,19 @@ class PipelineSpec(_Model):
     )
     defaults: DefaultsSpec = Field(default=DefaultsSpec(), description="For every step that does not say otherwise.")
     fail_fast: bool = Field(default=True, description="A failed step stops what has not started and cancels what runs.")
-    max_parallel: int | None = Field(default=None, ge=1, description="Steps of the run in flight at once.")
+    max_parallel: Annotated[int | None, _NOT_YET] = Field(
+        default=None, ge=1, description="Steps of the run in flight at once."
+    )
     steps: dict[StepName, StepSpec] = Field(min_length=1, max_length=MAX_STEPS, description="The steps by name.")
-    finally_: dict[StepName, StepSpec] = Field(
+    finally_: Annotated[dict[StepName, StepSpec], _NOT_YET] = Field(
         default_factory=dict, alias="finally", max_length=MAX_STEPS, description="Steps that run whatever happened."
     )
     outputs: dict[FieldName, JsonValue] = Field(
         default_factory=dict, max_length=MAX_INPUTS, description="What the run gives; strings may hold ${{ CEL }}."
     )
-    concurrency: ConcurrencySpec | None = Field(default=None, description="How many runs are active at once.")
+    concurrency: Annotated[ConcurrencySpec | None, _NOT_YET] = Field(
+        default=None, description="How many runs are active at once."
+    )
 
     def retry_of(self, step: str) -> RetrySpec:
         """Return how a step is retried: by its own word, else the pipeline's default, else one attempt."""
@@ -282,7 +321,10 @@ def parse_steps(text: str | bytes) -> dict[str, StepSpec]:
 
 
 def pipeline_json_schema() -> dict[str, Any]:
-    """Return the language's JSON Schema (2020-12), as it is published: it refuses nothing that may run."""
+    """Return the language's JSON Schema (2020-12), as it is published.
+
+    It refuses nothing that may run, and has no key that is refused because it does not run yet.
+    """
     schema = PipelineSpec.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **closed(schema)}
 

@@ -40,7 +40,14 @@ from anabranch.shared.contracts.report import Budget, Full, InvalidInputs, Inval
 from anabranch.shared.contracts.schemas import Schema, SchemaError, Violation, compile_schema
 from anabranch.shared.contracts.secrets import secret_named
 from anabranch.shared.contracts.source import Source, pointer_to
-from anabranch.shared.contracts.spec import MAX_INPUTS, MAX_RETRY_ON, PipelineSpec, parse_spec, parse_steps
+from anabranch.shared.contracts.spec import (
+    MAX_INPUTS,
+    MAX_RETRY_ON,
+    NOT_YET_TYPES,
+    PipelineSpec,
+    parse_spec,
+    parse_steps,
+)
 from anabranch.shared.contracts.weights import expression_cost
 
 _T = TypeVar("_T")
@@ -54,18 +61,9 @@ BUILT_IN: Final[Mapping[str, InputSchema]] = {
         "additionalProperties": False,
     }
 }
-NOT_YET_TYPES: Final = frozenset(("approval", "wait", "pipeline"))
 _OF_THE_ENGINE: Final = NOT_YET_TYPES | BUILT_IN.keys()  # no step service: nobody resolves a secret for them
-NOT_YET_PIPELINE: Final = ("max_parallel", "finally", "concurrency")
-NOT_YET_STEP: Final = (
-    "total_timeout",
-    "queue_timeout",
-    "for_each",
-    "max_parallel",
-    "cache",
-    "compensate",
-    "concurrency",
-)
+_NOT_YET_PIPELINE: Final = models.not_yet(models.PipelineSpec)
+_NOT_YET_STEP: Final = models.not_yet(models.StepSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,11 +360,11 @@ class _Checker:
         self._schemas: dict[str, Schema | None] = {}
 
     def run(self) -> None:
-        self._not_yet(self._draft.value, NOT_YET_PIPELINE, "")
+        self._not_yet(self._draft.value, _NOT_YET_PIPELINE, "")
         self._inputs()
         for step, body in self._draft.steps.items():
             pointer = pointer_to("steps", step)
-            self._not_yet(body, NOT_YET_STEP, pointer)
+            self._not_yet(body, _NOT_YET_STEP, pointer)
             self._needs(body, pointer)
             self._uses(body, pointer)
             self._step_expressions(step, body, pointer)

@@ -1,19 +1,28 @@
 """What the gateway tells of itself is what it does."""
 
 import re
+from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 import jsonschema_rs
 import orjson
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from pydantic import ValidationError
 
 from anabranch.services.gateway.openapi import OPERATIONS, openapi_document
 from anabranch.services.gateway.problems import Kind
 from anabranch.services.gateway.route_classes import CLASSES
-from anabranch.shared.contracts.spec import parse_spec, pipeline_json_schema
+from anabranch.shared.contracts.spec import (
+    NOT_YET_TYPES,
+    PipelineSpec,
+    StepSpec,
+    not_yet,
+    parse_spec,
+    pipeline_json_schema,
+)
 from tests.fuzz.language import pipelines
 from tests.unit.gateway.fakes import Bench
 
@@ -86,10 +95,18 @@ def test_what_the_language_refuses_the_schema_refuses(change: dict[str, object])
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(pipelines())
 def test_the_schema_refuses_nothing_that_the_models_accept(pipeline: object) -> None:
-    """Whatever is drawn."""
+    """Whatever is drawn, but for what does not run yet."""
     try:
         text = orjson.dumps(pipeline)
         parse_spec(text)
     except (TypeError, ValidationError):  # what cannot be written as JSON in UTF-8 never comes as far
         return
-    LANGUAGE.validate(orjson.loads(text))
+    value = _without(not_yet(PipelineSpec), orjson.loads(text))
+    steps = {name: _without(not_yet(StepSpec), step) for name, step in value["steps"].items()}
+    running = {name: step for name, step in steps.items() if step["uses"] not in NOT_YET_TYPES}
+    assume(running)
+    LANGUAGE.validate({**value, "steps": running})
+
+
+def _without(keys: Container[str], value: dict[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in value.items() if key not in keys}

@@ -6,11 +6,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from anabranch.services.gateway.asking import Asking, Command
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.reading import Submission
 from anabranch.shared.contracts.bounded import BoundedMemory
@@ -108,6 +109,7 @@ class RunReads:
 
     def __init__(self, redis: Redis, keys: RedisKeys, accepted: AcceptedRuns, metrics: GatewayMetrics) -> None:
         self._redis = redis
+        self._asking = Asking(redis)
         self._keys = keys
         self._accepted = accepted
         self._metrics = metrics
@@ -147,8 +149,8 @@ class RunReads:
         """
         if not _RUN_ID.fullmatch(run_id):
             return None
-        asked = self._redis.hmget(self._keys.run(run_id), [TENANT.decode(), STATUS.decode()])
-        owner, status = await self._ask(cast(Awaitable[list[bytes | None]], asked), "read")
+        key = self._keys.run(run_id)
+        owner, status = await self._look(lambda pipeline: pipeline.hmget(key, [TENANT.decode(), STATUS.decode()]))
         if owner is None or owner.decode() != tenant:
             return ACCEPTED if self._accepted.knows(run_id, tenant) else None
         return RUNNING if status is None else status.decode()
@@ -161,14 +163,15 @@ class RunReads:
         """Return whether Redis has this run of the tenant's: one look, as long for a foreign run as for none."""
         if not _RUN_ID.fullmatch(run_id):
             return False
-        asked = self._redis.hget(self._keys.run(run_id), TENANT.decode())
-        owner = await self._ask(cast(Awaitable[bytes | None], asked), "read")
+        key = self._keys.run(run_id)
+        owner: bytes | None = await self._look(lambda pipeline: pipeline.hget(key, TENANT.decode()))
         return owner is not None and owner.decode() == tenant
 
     async def _size(self, run_id: str) -> int | None:
         """Return the bytes of all fields as Redis holds them; None when it does not know the run."""
-        asked = self._redis.memory_usage(self._keys.run(run_id), samples=0)
-        return await self._ask(asked, "read")
+        key = self._keys.run(run_id)
+        found: int | None = await self._look(lambda pipeline: pipeline.memory_usage(key, samples=0))
+        return found
 
     async def _take_room(self, size: int) -> int:
         try:
@@ -178,17 +181,19 @@ class RunReads:
             raise ReadsBusy("too many large documents are being read") from error
 
     async def _projected(self, run_id: str, tenant: str, *, is_large: bool = False) -> RunView | None:
-        asked = self._redis.hgetall(self._keys.run(run_id))
-        fields = await self._ask(cast(Awaitable[Mapping[bytes, bytes]], asked), "read")
+        key = self._keys.run(run_id)
+        if is_large:  # on a connection of its own: others do not wait for it
+            fields = await self._ask(cast(Awaitable[Mapping[bytes, bytes]], self._redis.hgetall(key)), "read")
+        else:
+            fields = await self._look(lambda pipeline: pipeline.hgetall(key))
         if not fields:  # it went meanwhile
             return self._accepted.view(run_id, tenant)
         return RunView(status_of(fields), document(run_id, fields), is_large)
 
     async def status(self, run_id: str) -> str | None:
         """Return the projected status alone, or None. Raises `ReadsUnavailable`."""
-        found = await self._ask(
-            cast(Awaitable[bytes | None], self._redis.hget(self._keys.run(run_id), STATUS.decode())), "read"
-        )
+        key = self._keys.run(run_id)
+        found = await self._look(lambda pipeline: pipeline.hget(key, STATUS.decode()))
         return found.decode() if found else None
 
     async def has_ended(self, run_id: str) -> bool:
@@ -209,6 +214,9 @@ class RunReads:
             pipeline.hmget(self._keys.run(run_id), [BODY_HASH.decode(), STATUS.decode()])
         answers = await self._ask(pipeline.execute(), "idempotency")
         return [_known_key(noted, *of_run) for noted, of_run in zip(answers[::2], answers[1::2], strict=True)]
+
+    async def _look(self, command: Command) -> Any:
+        return await self._ask(self._asking.ask(command), "read")
 
     async def _ask(self, answer: Awaitable[T], use: str) -> T:
         try:

@@ -133,7 +133,18 @@ class _FakePipeline:
     def hmget(self, key: str, names: list[str]) -> None:
         self._answers.append([self._redis.hashes.get(key, {}).get(name.encode()) for name in names])
 
-    async def execute(self) -> list[Any]:
+    def hget(self, key: str, name: str) -> None:
+        self._answers.append(self._redis.hashes.get(key, {}).get(name.encode()))
+
+    def hgetall(self, key: str) -> None:
+        self._answers.append(dict(self._redis.hashes.get(key, {})))
+
+    def memory_usage(self, key: str, samples: int) -> None:
+        found = self._redis.hashes.get(key)
+        size = None if found is None else sum(len(name) + len(value) + 64 for name, value in found.items())
+        self._answers.append(size)
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
         self._redis._answer()
         return self._answers
 

@@ -16,6 +16,10 @@ from rich.table import Table
 from anabranch.deploy.local.home import Home, HomeError, default_home
 
 
+class BarMissed(Exception):
+    """A benchmark found less than it has to."""
+
+
 @dataclass(slots=True)
 class Report:
     """What a benchmark found: rows of what, value, and the bar it is held against."""
@@ -32,6 +36,11 @@ class Report:
     def note(self, **figures: Any) -> None:
         """Add figures to the JSON."""
         self.figures.update(figures)
+
+    def require(self, what: str, holds: bool) -> None:
+        """Raise `BarMissed` unless a bar is kept."""
+        if not holds:
+            raise BarMissed(f"{self.name}: {what}: missed")
 
     def finish(self) -> None:
         """Print the table and write the JSON."""

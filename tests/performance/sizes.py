@@ -24,6 +24,9 @@ class Sizes:
     total_steps: int = 50_000
     memory_runs: int = 40_000
     compaction_s: float = 150.0
+    clients: int = 1_000
+    rounds: int = 4  # of each client
+    think_s: float = 8.0  # of a client between two runs
 
 
 def a_look(floor: Path) -> Sizes:
@@ -31,5 +34,5 @@ def a_look(floor: Path) -> Sizes:
     return Sizes(
         floor, blocks=3, pipelines=500, latency_samples=100, latency_block=20, waited_samples=100, waited_s=3,
         quiet_s=3, idle_s=5, active_runs=200, changelog_records=10_000, long_steps=1_000, total_steps=4_000,
-        memory_runs=2_000, compaction_s=5,
+        memory_runs=2_000, compaction_s=5, clients=100, rounds=2, think_s=0.5,
     )  # fmt: skip

@@ -719,9 +719,17 @@ class Headers(Target):
         assert not isinstance(read, Undecodable), read
 
 
-def _cannot_be_sent(text: Any) -> bool:
-    """Whether a text has half of a surrogate pair, which no JSON that is read here has."""
-    return isinstance(text, str) and writable(text) != text
+def _cannot_be_sent(value: Any) -> bool:
+    """Return whether a text in it has half of a surrogate pair, which no JSON that is read here has."""
+    match value:
+        case str():
+            return writable(value) != value
+        case dict():
+            return any(_cannot_be_sent(each) for item in value.items() for each in item)
+        case list():
+            return any(map(_cannot_be_sent, value))
+        case _:
+            return False
 
 
 class Expressions(Target):
@@ -737,11 +745,12 @@ class Expressions(Target):
     def check(self, case: Any) -> None:
         text, inputs, output = case
         given = as_python(inputs)
-        if is_too_deep([given, as_python(output), as_python(text)]) or _cannot_be_sent(text):  # no run holds it
+        written = as_python(text)
+        if is_too_deep([given, as_python(output), written]) or _cannot_be_sent(written):  # no run holds it
             return
         step = {"status": "succeeded", "output": as_python(output), "error": None, "attempt": 1}
         with bounded("compiling"), suppress(ExpressionError):
-            template = compile_template(as_python(text))
+            template = compile_template(written)
             with bounded("evaluating"):
                 context = context_for(template.paths, given, lambda _: step, {"id": "r"})
                 to_json(template.render(context))

@@ -65,6 +65,7 @@ class Tally:
     whole_ms: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     later: Counter[str] = field(default_factory=Counter)  # why a client was told to come back
+    right: int = 0  # runs that ended as they must
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -177,7 +178,9 @@ async def _run(client: Client, number: int, tally: Tally) -> None:
             return
         document = orjson.loads(body)
     tally.whole_ms.append(1000 * (time.perf_counter() - began_s))
-    if document.get("status") != "succeeded" or document.get("outputs") != right_outputs(number):
+    if document.get("status") == "succeeded" and document.get("outputs") == right_outputs(number):
+        tally.right += 1
+    else:
         tally.wrong.append(f"{run_id}: {document.get('status')} with {document.get('outputs')}")
 
 
@@ -229,9 +232,9 @@ async def measure(sizes: Sizes) -> None:
         for words in tally.wrong[:1]:
             report.row("first of what went wrong", words)
     report.finish()
-    report.require("p95 of the paced submissions", percentile(paced.submit_ms, 95) < _SUBMIT_MS)
     report.require("no errors outside 429 and 503", not any(tally.errors for tally in everyone))
-    report.require("every accepted run ends right", not any(tally.wrong for tally in everyone))
+    report.require("every accepted run ends right", all(len(each.submit_ms) == each.right > 0 for each in everyone))
+    report.require("p95 of the paced submissions", percentile(paced.submit_ms, 95) < _SUBMIT_MS)
 
 
 async def _settled(crowd: Crowd, processes: Processes) -> Tally:
@@ -245,12 +248,12 @@ def _tell(report: Report, how: str, tally: Tally, *, bar: bool = False) -> None:
     report.row("answers", ", ".join(f"{name}: {number}" for name, number in sorted(tally.statuses.items())))
     for words, number in tally.later.most_common(3):
         report.row("told to come back later", f"{number}: {words}")
-    right = len(tally.whole_ms) - len(tally.wrong)
-    report.row("accepted, ended right", f"{len(tally.submit_ms)}, {right}", "all")
+    report.row("accepted, ended right", f"{len(tally.submit_ms)}, {tally.right}", "all")
     figures = {"submit_ms": tally.submit_ms, "whole_ms": tally.whole_ms}
     said = {name: [percentile(values, p) for p in (50, 95, 99, 100)] for name, values in figures.items() if values}
-    said_all = report.figures.setdefault("ways", [])
-    said_all.append({"how": how, **said, "statuses": dict(tally.statuses), "wrong": tally.wrong[:10]})
+    report.figures.setdefault("ways", []).append(
+        {"how": how, **said, "statuses": dict(tally.statuses), "wrong": tally.wrong[:10]}
+    )
 
 
 def _percentiles(values: list[float]) -> str:

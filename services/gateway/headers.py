@@ -3,7 +3,7 @@
 from typing import Final
 
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 
 from anabranch.services.gateway import keys
 
@@ -20,9 +20,12 @@ SECURITY_HEADERS: Final = {
 }
 
 
+_ADDED: Final = tuple((istr(name), value) for name, value in SECURITY_HEADERS.items())  # small letters are made once
+
+
 def add_security_headers(headers: "CIMultiDict[str]") -> None:
     """Add what is not there yet."""
-    for name, value in SECURITY_HEADERS.items():
+    for name, value in _ADDED:
         headers.setdefault(name, value)
 
 

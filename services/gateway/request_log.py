@@ -13,7 +13,7 @@ from anabranch.services.gateway.addresses import Addresses
 from anabranch.services.gateway.client import client_of, tenant_of
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.requests import trace_id_of
-from anabranch.services.gateway.route_classes import RouteClass, class_of, route_of
+from anabranch.services.gateway.route_classes import RouteClass, class_of, classify, route_of
 from anabranch.shared.contracts.ids import new_run_id
 
 REQUEST_ID: Final = "X-Request-ID"
@@ -48,6 +48,7 @@ def request_log(
     @web.middleware
     async def logged(request: web.Request, handler: Handler) -> web.StreamResponse:
         began_s = time.perf_counter()
+        classify(request)
         request_id = request[keys.REQUEST_ID] = request_id_of(request.headers.get(REQUEST_ID))
         request[keys.CLIENT] = addresses.client(request)
         request[keys.HEADERS] = {REQUEST_ID: request_id}

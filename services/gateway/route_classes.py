@@ -1,6 +1,8 @@
 """What each route is for: which limit counts for it, whether another site may not send it, and the scope it needs."""
 
+from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 from aiohttp import web
@@ -47,25 +49,43 @@ _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 UNMATCHED: Final = "unmatched"
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What is known of a request by its method and path."""
+
+    path: str
+    route_class: RouteClass
+    scope: Scope | None
+
+
+_ROUTE: Final = web.RequestKey("route", Route)
+
+
+def classify(request: web.Request) -> None:
+    """Find out what a request is for, before anybody asks."""
+    resource = request.match_info.route.resource
+    request[_ROUTE] = _route(request.method, UNMATCHED if resource is None else resource.canonical)
+
+
+@lru_cache(maxsize=256)  # clients may invent methods
+def _route(method: str, path: str) -> Route:
+    method = "GET" if method == "HEAD" else method
+    known = CLASSES.get((method, path))
+    if known is None:
+        known = RouteClass.READ if method in _SAFE else RouteClass.CHANGE
+    return Route(path, known, None if path == UNMATCHED else SCOPES.get((method, path), Scope.ADMIN))
+
+
 def route_of(request: web.Request) -> str:
     """Return the path as the URL table has it, or `unmatched`."""
-    resource = request.match_info.route.resource
-    return UNMATCHED if resource is None else resource.canonical
+    return request[_ROUTE].path
 
 
 def class_of(request: web.Request) -> RouteClass:
     """Return what a request does; nobody changes anything by a safe method, and any other may."""
-    method = "GET" if request.method == "HEAD" else request.method
-    known = CLASSES.get((method, route_of(request)))
-    if known is None:
-        known = RouteClass.READ if method in _SAFE else RouteClass.CHANGE
-    return known
+    return request[_ROUTE].route_class
 
 
 def scope_of(request: web.Request) -> Scope | None:
     """Return the scope that a request's route needs; None where there is no route, of which nobody learns more."""
-    route = route_of(request)
-    if route == UNMATCHED:
-        return None
-    method = "GET" if request.method == "HEAD" else request.method
-    return SCOPES.get((method, route), Scope.ADMIN)
+    return request[_ROUTE].scope

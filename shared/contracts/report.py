@@ -96,6 +96,13 @@ class Report:
         """Whether further problems are only counted, and only where that costs nothing."""
         return len(self.problems) >= MAX_PROBLEMS
 
+    def affords(self, units: int) -> bool:
+        """Take the cost of a piece of work off the budget, where `spend` would; else say no."""
+        if self.full or units > self._budget.left:
+            return False
+        self._budget.left -= units
+        return True
+
     def spend(self, units: int, pointer: str, what: str) -> None:
         """Take the cost of a piece of work off the budget. Raises `TooCostly`; `Full` when it is not worth it."""
         if self.full:

@@ -107,14 +107,19 @@ def validate_inputs(
     if not isinstance(given, dict):
         report.add("/inputs", "inputs are a map of name to value")
         raise InvalidInputs(report.sorted(), report.more)
-    resolved = {}
+    resolved: dict[str, Any] = {}
     with suppress(Full):
         for name in sorted(given.keys() - declared.keys()):
             near = report.suggest(name, declared)
             report.add("/inputs" + pointer_to(name), f"the pipeline has no input {name[:80]!r}{near}")
-        resolved = {
-            name: value for name, schema in declared.items() for value in _input_value(name, schema, given, report)
-        }
+        for name, schema in declared.items():
+            if name in given:
+                _check_input(name, schema, given[name], report)
+                resolved[name] = given[name]
+            elif "default" in schema:
+                resolved[name] = schema["default"]
+            else:
+                report.add("/inputs", f"the input {name!r} is missing and has no default")
         if len(canonical_json(resolved)) > MAX_INPUTS_BYTES:
             report.add("/inputs", f"the inputs weigh more than {MAX_INPUTS_BYTES} bytes")
     if report.problems:
@@ -122,20 +127,13 @@ def validate_inputs(
     return resolved
 
 
-def _input_value(name: str, schema: dict[str, Any], given: dict[str, Any], report: "Report") -> Iterator[Any]:
-    if name in given:
-        pointer = pointer_to("inputs", name)
+def _check_input(name: str, schema: dict[str, Any], value: Any, report: "Report") -> None:
+    def spend(units: int) -> None:
+        if not report.affords(units):
+            report.spend(units, pointer_to("inputs", name), f"the input {name!r}")
 
-        def spend(units: int) -> None:
-            report.spend(units, pointer, f"the input {name!r}")
-
-        for violation in compile_schema(schema, spend).violations(given[name], spend):
-            report.add(pointer_to("inputs", name, *violation.path), violation.message)
-        yield given[name]
-    elif "default" in schema:
-        yield schema["default"]
-    else:
-        report.add("/inputs", f"the input {name!r} is missing and has no default")
+    for violation in compile_schema(schema, spend).violations(value, spend):
+        report.add(pointer_to("inputs", name, *violation.path), violation.message)
 
 
 # ---- The shape -----------------------------------------------------------------------------------------------------

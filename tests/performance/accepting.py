@@ -1,6 +1,6 @@
-"""Submissions that one gateway process accepts per second, guarded and not, against a bare handler on the same Kafka.
+"""Submissions that one gateway process accepts per second, guarded and not, against bare handlers on the same Kafka.
 
-The orchestrator stands still meanwhile, so that the gateway has a core of its own. Blocks of the three are interleaved.
+The orchestrator stands still meanwhile, so that the gateway has a core of its own. Blocks of all are interleaved.
 """
 
 import os
@@ -32,7 +32,8 @@ from tests.performance.submitter import Submitter
 from tests.performance.throughput import diamonds
 from tests.support.one_service import OneService, eventually
 
-_BARE, _OPEN, _GUARDED = "a bare handler", "the gateway, guards off", "the gateway, keys and limits on"
+_BARE, _SHARED = "a bare handler, a batch each", "a bare handler, batches shared"
+_OPEN, _GUARDED = "the gateway, guards off", "the gateway, keys and limits on"
 _TOPIC: Final = "bench-bare"
 _ENV: Final = UNLIMITED | {"ANABRANCH_MAX_INBOX_LAG": "1000000000"}
 _LIMITS: Final = {
@@ -54,7 +55,7 @@ class _Target:
 async def measure(sizes: Sizes) -> None:
     """Measure and report."""
     report = Report("accepting")
-    per_s: dict[str, list[float]] = {_BARE: [], _OPEN: [], _GUARDED: []}
+    per_s: dict[str, list[float]] = {_BARE: [], _SHARED: [], _OPEN: [], _GUARDED: []}
     cpu_ms: dict[str, list[float]] = {name: [] for name in per_s}
     refused = 0
     async with _targets() as targets:
@@ -74,12 +75,15 @@ async def measure(sizes: Sizes) -> None:
         report.row(f"accepted/s: {name}", f"{median(found):.0f}   ({', '.join(f'{each:.0f}' for each in found)})")
     for name, found in cpu_ms.items():
         report.row(f"CPU ms per submission: {name}", f"{median(found):.3f}")
-    of_bare = median(mine / bare for mine, bare in zip(per_s[_GUARDED], per_s[_BARE], strict=True))
-    of_open = median(mine / open_ for mine, open_ in zip(per_s[_GUARDED], per_s[_OPEN], strict=True))
-    report.row("guarded over bare, median of blocks", f"{of_bare:.3f}", ">= 0.5")
+    of_bare, of_shared, of_open = (
+        median(mine / other for mine, other in zip(per_s[_GUARDED], per_s[each], strict=True))
+        for each in (_BARE, _SHARED, _OPEN)
+    )
+    report.row("guarded over bare with a batch each, median of blocks", f"{of_bare:.3f}", ">= 0.5")
+    report.row("guarded over bare with batches shared", f"{of_shared:.3f}")
     report.row("guarded over guards off, median of blocks", f"{of_open:.3f}", ">= 0.85")
     report.row("sent away with 503", str(refused))
-    report.note(per_s=per_s, cpu_ms=cpu_ms, of_bare=of_bare, of_open=of_open, refused=refused)
+    report.note(per_s=per_s, cpu_ms=cpu_ms, of_bare=of_bare, of_shared=of_shared, of_open=of_open, refused=refused)
     report.finish()
 
 
@@ -103,21 +107,31 @@ async def _targets() -> AsyncIterator[dict[str, _Target]]:
             await admin.start()
             await admin.create_topics([NewTopic(_TOPIC, num_partitions=settings.run_partitions, replication_factor=1)])
             await admin.close()
-            port = free_port()
-            command = [sys.executable, "-m", "tests.performance.bare_gateway", stack.bootstrap, _TOPIC, str(port)]
-            bare = await spawn(command, env=dict(os.environ), log=data / "bare.log")
-            open_.push_async_callback(bare.stop, 20)
-            await eventually(lambda: _listens(port), words=(data / "bare.log").read_text)
+            bare = await open_.enter_async_context(_bare("own", stack.bootstrap, data))
+            shared = await open_.enter_async_context(_bare("shared", stack.bootstrap, data))
             os.kill(orchestrator := stack.processes["orchestrator"], signal.SIGSTOP)
             open_.callback(os.kill, orchestrator, signal.SIGCONT)
             key = b"X-API-Key: %b\r\n" % text.encode()
             yield {
-                _BARE: _Target(f"http://127.0.0.1:{port}", b"", bare.pid),
+                _BARE: bare,
+                _SHARED: shared,
                 _OPEN: _Target(stack.gateway_url, b"", stack.processes["gateway"]),
                 _GUARDED: _Target(f"http://127.0.0.1:{guarded.port}", key, guarded.pid),
             }
     finally:
         shutil.rmtree(data, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _bare(how: str, bootstrap: str, data: Path) -> AsyncIterator[_Target]:
+    port, log = free_port(), data / f"bare-{how}.log"
+    command = [sys.executable, "-m", "tests.performance.bare_gateway", bootstrap, _TOPIC, str(port), how]
+    process = await spawn(command, env=dict(os.environ), log=log)
+    try:
+        await eventually(lambda: _listens(port), words=log.read_text)
+        yield _Target(f"http://127.0.0.1:{port}", b"", process.pid)
+    finally:
+        await process.stop(20)
 
 
 async def _listens(port: int) -> bool:

@@ -1,8 +1,10 @@
-"""`python -m tests.performance.bare_gateway BOOTSTRAP TOPIC PORT`: what a gateway cannot be faster than.
+"""`python -m tests.performance.bare_gateway BOOTSTRAP TOPIC PORT HOW`: what a gateway cannot be faster than.
 
-An aiohttp handler that reads a body, appends it to Kafka with `acks=all`, and answers 202.
+An aiohttp handler that reads a body, appends it to Kafka with `acks=all`, and answers 202. HOW is `own`: each request
+appends a batch of its own (`send_batch`); or `shared`: a record, to a batch that it shares with others (`send`).
 """
 
+import itertools
 import sys
 from collections.abc import AsyncIterator
 
@@ -10,13 +12,22 @@ import uvloop
 from aiohttp import web
 from aiokafka import AIOKafkaProducer
 
+from anabranch.shared.runtime.settings import Settings
+
 
 def main() -> None:
     """Serve until it is killed."""
-    bootstrap, topic, port = sys.argv[1:]
+    bootstrap, topic, port, how = sys.argv[1:]
+    partitions = itertools.cycle(range(Settings().run_partitions))
 
-    async def accept(request: web.Request) -> web.Response:
+    async def accept_shared(request: web.Request) -> web.Response:
         await producer.send_and_wait(topic, await request.read())
+        return web.json_response({"id": "-"}, status=202)
+
+    async def accept_own(request: web.Request) -> web.Response:
+        batch = producer.create_batch()
+        batch.append(key=None, value=await request.read(), timestamp=None)
+        await (await producer.send_batch(batch, topic, partition=next(partitions)))
         return web.json_response({"id": "-"}, status=202)
 
     async def connected(_: web.Application) -> AsyncIterator[None]:
@@ -28,7 +39,7 @@ def main() -> None:
         nonlocal producer
         producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
         application = web.Application()
-        application.router.add_post("/v1/runs", accept)
+        application.router.add_post("/v1/runs", {"own": accept_own, "shared": accept_shared}[how])
         application.cleanup_ctx.append(connected)
         return application
 

@@ -343,7 +343,7 @@ class Worker(Generic[In, Out]):
         task, context = asyncio.current_task(), copy_context()
         assert task is not None
         while self._ready and not task.cancelling() and _is_current(context):
-            await self._attempt(self._ready.popleft())
+            await self._attempt(self._ready.popleft(), task)
 
     async def _run_rest(self) -> None:
         """Give what is still ready tasks of their own: `_run_ready` had its turn, and is held up.
@@ -376,13 +376,14 @@ class Worker(Generic[In, Out]):
         self._busy += 1
         self._begin(attempt)
 
-    async def _attempt(self, attempt: Attempt) -> None:
+    async def _attempt(self, attempt: Attempt, task: "asyncio.Task[None] | None" = None) -> None:
         """Run one attempt to its answer. Its task is cancelled to end it, for a reason, or because all ends.
 
         A cancellation that nobody asked for is a handler's doing, its own or another's; so is a `GeneratorExit` in a
-        running task. An attempt whose handler was not called yet is not touched by it.
+        running task. An attempt whose handler was not called yet is not touched by it. Whoever knows the `task` says
+        it: asking for it is a system call (CPython 3.11).
         """
-        attempt.runs_in(asyncio.current_task())
+        attempt.runs_in(task or asyncio.current_task())
         is_untouched = False
         try:
             answer = await self._answer_of(attempt)
@@ -796,4 +797,9 @@ class Worker(Generic[In, Out]):
 def _is_current(context: Context) -> bool:
     """Whether the context variables are those of `context`: the same objects, since equal ones may be changed later."""
     now = copy_context()
-    return len(now) == len(context) and all(now.get(variable) is value for variable, value in context.items())
+    if len(now) != len(context):
+        return False
+    for variable, value in context.items():  # noqa: SIM110  `all` costs each attempt a generator
+        if now.get(variable) is not value:
+            return False
+    return True

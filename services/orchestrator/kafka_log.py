@@ -122,7 +122,7 @@ class InboxReader:
 
 
 class KafkaPartitionLog:
-    """`PartitionLog` on Kafka, for one partition under one assignment."""
+    """`PartitionLog` on Kafka, for one partition under one assignment; make it inside the running loop."""
 
     def __init__(
         self,
@@ -134,6 +134,7 @@ class KafkaPartitionLog:
         outbox: Outbox,
         lanes: Lanes,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._partition = partition
         self._assignment = assignment
         self._settings = settings
@@ -243,7 +244,7 @@ class KafkaPartitionLog:
         self._reader.buffered(-_size_of(dropped))
 
     async def _wait(self, wait_s: float) -> None:
-        timer = asyncio.get_running_loop().call_later(wait_s, self._arrived.set)
+        timer = self._loop.call_later(wait_s, self._arrived.set)
         try:
             await self._arrived.wait()
         finally:

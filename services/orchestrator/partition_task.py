@@ -132,6 +132,7 @@ class PartitionTask:
 
     async def run(self) -> None:
         """Own the partition until `stop` or until another process does. Raises what ends the process."""
+        self._loop = asyncio.get_running_loop()  # kept: asking for it is a system call (CPython 3.11)
         try:
             while True:
                 try:
@@ -175,8 +176,7 @@ class PartitionTask:
     # --- assign ---------------------------------------------------------------------------------------------------
 
     async def _restore(self) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = self._loop.time()
         records = await self._open()
         self._partition, checkpoint, buried = await self._read(records)
         if checkpoint is not None and checkpoint.rules != RULES_VERSION:
@@ -191,10 +191,10 @@ class PartitionTask:
         await self._log.seek(self._offset)
         self._restored = True
         self._backoff = 1
-        self._metrics.restored(seconds=loop.time() - started, records=len(records))
+        self._metrics.restored(seconds=self._loop.time() - started, records=len(records))
         self._logger.info(
             "partition restored", runs=len(self._partition.stored), records=len(records), offset=self._offset,
-            seconds=round(loop.time() - started, 3),
+            seconds=round(self._loop.time() - started, 3),
         )  # fmt: skip
 
     async def _open(self) -> "changelog.Records":
@@ -225,11 +225,10 @@ class PartitionTask:
     # --- 1. take --------------------------------------------------------------------------------------------------
 
     async def _take(self) -> Sequence[InboxRecord]:
-        loop = asyncio.get_running_loop()
         until = [
             deadline for deadline in (self._timers.next_deadline(), self._next_checkpoint()) if deadline is not None
         ]
-        wait_s = max(0.0, min(until) - loop.time()) if until else _IDLE_WAIT_S
+        wait_s = max(0.0, min(until) - self._loop.time()) if until else _IDLE_WAIT_S
         return self._of_this_assignment(await self._log.take(wait_s))
 
     def _of_this_assignment(self, records: Sequence[InboxRecord]) -> Sequence[InboxRecord]:
@@ -241,8 +240,7 @@ class PartitionTask:
     # --- 2. decide ------------------------------------------------------------------------------------------------
 
     async def _decide_all(self, records: Sequence[InboxRecord]) -> None:
-        loop = asyncio.get_running_loop()
-        self._yielded_at = loop.time()
+        self._yielded_at = self._loop.time()
         if records and not self._since_checkpoint:
             self._checkpoint_due = self._yielded_at + self._pace.checkpoint_s
         for record in records:
@@ -255,7 +253,7 @@ class PartitionTask:
             if self._is_heavy:
                 self._checkpoint_if_due()
                 await self._hold_back()
-            if loop.time() - self._yielded_at > _YIELD_AFTER_S:
+            if self._loop.time() - self._yielded_at > _YIELD_AFTER_S:
                 await self._yield()
 
     async def _awaken_all(self) -> None:
@@ -277,20 +275,19 @@ class PartitionTask:
 
     async def _in_slices(self, slices: Generator[None, None, T]) -> T:
         """Run it to its end, and let the others have their turn on the way."""
-        loop = asyncio.get_running_loop()
-        self._yielded_at = loop.time()
+        self._yielded_at = self._loop.time()
         while True:
             try:
                 next(slices)
             except StopIteration as done:
                 value: T = done.value
                 return value
-            if loop.time() - self._yielded_at > _YIELD_AFTER_S:
+            if self._loop.time() - self._yielded_at > _YIELD_AFTER_S:
                 await self._yield()
 
     async def _yield(self) -> None:
         await asyncio.sleep(0)
-        self._yielded_at = asyncio.get_running_loop().time()
+        self._yielded_at = self._loop.time()
 
     def _handle(self, record: InboxRecord, message: m.InboxMessage | Undecodable) -> None:
         if isinstance(message, Undecodable):
@@ -346,11 +343,11 @@ class PartitionTask:
 
     def _set_timer(self, run_id: str, effect: SetTimer, now_ms: int) -> None:
         """Arm a timer for what remains of it. One that fires too early, since a clock is ahead, is armed again."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         self._timers.set(run_id, effect.timer_id, effect.due_ms, now + max(0, effect.due_ms - now_ms) / 1000)
 
     def _fire_due_timers(self) -> None:
-        for due in self._timers.take_due(asyncio.get_running_loop().time()):
+        for due in self._timers.take_due(self._loop.time()):
             self._fire(due)
 
     def _fire(self, due: Due) -> None:
@@ -365,16 +362,15 @@ class PartitionTask:
         self._log.append(Append(Channel.INBOX, due.run_id, record.value, record.headers))
 
     async def _refuse_gone(self) -> None:
-        loop = asyncio.get_running_loop()
         if self._gone:
             await self._awaken_all()
         while self._gone:
-            uses, yielded = self._gone.pop(), loop.time()
+            uses, yielded = self._gone.pop(), self._loop.time()
             for refusal in refusals_of_lost(self._partition, uses, "its topic was deleted, and the commands in it"):
                 self._log.append(refusal)
-                if loop.time() - yielded > _YIELD_AFTER_S:
+                if self._loop.time() - yielded > _YIELD_AFTER_S:
                     await asyncio.sleep(0)
-                    yielded = loop.time()
+                    yielded = self._loop.time()
 
     def _dead_letter(self, record: InboxRecord, error_type: str, reason: str, words: str | None) -> None:
         origin = Origin(
@@ -401,7 +397,7 @@ class PartitionTask:
             checkpointing.result()
         if self._checkpointing is not None or not self._since_checkpoint:
             return
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         is_large = self._since_checkpoint >= self._pace.checkpoint_records or self._is_heavy
         if is_large or now >= self._checkpoint_due:
             self._checkpointing = self._start_checkpoint()
@@ -428,10 +424,10 @@ class PartitionTask:
     async def _write_checkpoint(
         self, changes: Sequence[changelog.Change], acknowledged: "asyncio.Future[None]"
     ) -> None:
-        started = asyncio.get_running_loop().time()
+        started = self._loop.time()
         await self._wait_for(acknowledged)
         await self._log.checkpoint(changes)
-        self._metrics.checkpointed(seconds=asyncio.get_running_loop().time() - started, records=len(changes))
+        self._metrics.checkpointed(seconds=self._loop.time() - started, records=len(changes))
 
     async def _wait_for(self, acknowledged: "asyncio.Future[None]") -> None:
         await acknowledged

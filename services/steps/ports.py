@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from anabranch.shared.contracts.codec import Headers
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.secrets import SecretText
+from anabranch.shared.runtime.group_reader import AssignmentListener
 
 
 class CommandRecord(NamedTuple):
@@ -22,16 +23,6 @@ class CommandRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     assignment: int
-
-
-class AssignmentListener(Protocol):
-    """What the port of commands calls when its group is rebalanced."""
-
-    def on_assigned(self, partitions: Iterable[int], assignment: int, at_ms: int) -> None:
-        """Hear that these partitions, and no others, are ours from now on: assignment number `assignment`."""
-
-    async def on_revoked(self, partitions: Iterable[int]) -> None:
-        """Make these partitions ready for another owner; they are its own when this returns."""
 
 
 class Commands(Protocol):
@@ -54,10 +45,6 @@ class Commands(Protocol):
 
     async def stop(self) -> None:
         """Leave the group at once, so that its partitions go to others without waiting for the session."""
-
-
-class CommitRefused(AnabranchError):
-    """The group was rebalanced: these partitions may be another member's. Nothing is lost, commands come again."""
 
 
 class Results(Protocol):

@@ -40,7 +40,6 @@ from anabranch.services.steps.ports import (
     CancelRecord,
     CommandRecord,
     Commands,
-    CommitRefused,
     Control,
     Memory,
     Note,
@@ -64,6 +63,7 @@ from anabranch.shared.contracts.messages import COMMANDS, AttemptStarted, RunSte
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.secrets import SecretText
 from anabranch.shared.contracts.topics import TopicNames
+from anabranch.shared.runtime.errors import CommitRefused
 from anabranch.shared.runtime.log import hide_from_logs
 
 Invoke = Callable[[object, StepContext], Awaitable[Outcome]]

@@ -23,5 +23,9 @@ class KafkaRefused(KafkaUnreachable):
     """Kafka is there but not for us: who operates it has to change what the message names."""
 
 
+class CommitRefused(AnabranchError):
+    """The group was rebalanced: these partitions may be another member's. Nothing is lost, records come again."""
+
+
 class UnusableSettings(AnabranchError):
     """Settings name something that is not there, or do not go together."""

@@ -63,6 +63,11 @@ class Record(NamedTuple):
 Deliver = Callable[[int, Sequence[Record]], None]
 
 
+def at_once(_records: int) -> float:
+    """Return no rest: the next request follows as soon as what was read has been answered."""
+    return 0.0
+
+
 class OffsetGone(KafkaError):  # type: ignore[misc]  # aiokafka is not typed
     """The partition no longer holds the record at the offset, or never did."""
 
@@ -75,13 +80,17 @@ class OffsetGone(KafkaError):  # type: ignore[misc]  # aiokafka is not typed
 class TopicReader:
     """Hands the records of the partitions that were sought to `deliver`, in order, once, while `run` runs.
 
-    Records of open and of aborted transactions are among them.
+    Records of open and of aborted transactions are among them. `rest_s` says how many seconds a broker is not asked
+    after it has delivered so many records: what comes meanwhile gathers there and is read at once.
     """
 
-    def __init__(self, settings: Settings, topic: str, deliver: Deliver) -> None:
+    def __init__(
+        self, settings: Settings, topic: str, deliver: Deliver, *, rest_s: Callable[[int], float] = at_once
+    ) -> None:
         self._settings = settings
         self._topic = topic
         self._deliver = deliver
+        self._rest_s = rest_s
         self._log: FilteringBoundLogger = get_logger().bind(topic=topic)
         self._positions: dict[int, int] = {}  # of the partitions that are read: the offset to read next
         self._paused: dict[int, int] = {}  # of those that are not now: likewise
@@ -174,34 +183,41 @@ class TopicReader:
             wanted = {number: at for number, at in self._positions.items() if self._leaders.get(number) == node}
             if not wanted:
                 await changed.wait()
-            elif await self._poll(node, session, wanted):
-                for _ in range(_TURNS_TO_ANSWER):
-                    await asyncio.sleep(0)
+            elif delivered := await self._poll(node, session, wanted):
+                await self._rest(delivered)
             elif self._is_misled.is_set():
                 await asyncio.sleep(_BACKOFF_S)
 
-    async def _poll(self, node: int, session: "FetchSession", wanted: Mapping[int, int]) -> bool:
-        """Ask once; return whether anything was delivered."""
+    async def _rest(self, delivered: int) -> None:
+        rest_s = self._rest_s(delivered)
+        if rest_s:
+            await asyncio.sleep(rest_s)
+            return
+        for _ in range(_TURNS_TO_ANSWER):
+            await asyncio.sleep(0)
+
+    async def _poll(self, node: int, session: "FetchSession", wanted: Mapping[int, int]) -> int:
+        """Ask once; return how many records were delivered."""
         try:
             response = await self._client.send(node, session.request(wanted))
             session.accept(response)
         except SessionLost as lost:  # as after a broker's restart; the next request begins a new one
             self._log.info("the broker does not know the session", node=node, error=str(lost))
-            return False
+            return 0
         except KafkaError as error:
             if node not in self._failing:  # it is asked ten times a second
                 self._failing.add(node)
                 self._log.warning("a broker cannot be polled", node=node, error=repr(error))
             session.forget()
             self._is_misled.set()
-            return False
+            return 0
         if node in self._failing:
             self._failing.discard(node)
             self._log.info("the broker is polled again", node=node)
         return self._take(response, session)
 
-    def _take(self, response: Any, session: "FetchSession") -> bool:
-        has_delivered = False
+    def _take(self, response: Any, session: "FetchSession") -> int:
+        delivered = 0
         for _, partitions in response.topics:
             for partition, error_code, _, _, _, _, _, data in partitions:
                 offset = session.told[partition]
@@ -213,8 +229,8 @@ class TopicReader:
                 records, self._positions[partition] = _records_from(offset, data)
                 if records:
                     self._deliver(partition, records)
-                    has_delivered = True
-        return has_delivered
+                    delivered += len(records)
+        return delivered
 
     def _fails(self, partition: int, offset: int, error_code: int) -> None:
         error = for_code(error_code)

@@ -18,13 +18,11 @@ from redis.asyncio import Redis
 
 from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.redis import LocalRedis
-from anabranch.services.steps import kafka_ports
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.kafka_ports import KafkaCommands, KafkaControl, group_of
 from anabranch.services.steps.ports import (
     Asked,
     CommandRecord,
-    CommitRefused,
     MemoryUnavailable,
     Note,
     Remembered,
@@ -38,8 +36,10 @@ from anabranch.shared.contracts.codec import decode, encode
 from anabranch.shared.contracts.messages import INBOX as INBOX_MESSAGES
 from anabranch.shared.contracts.messages import RunStep
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEPS
+from anabranch.shared.runtime import group_reader
 from anabranch.shared.runtime.clients import new_admin
 from anabranch.shared.runtime.clock import now_ms
+from anabranch.shared.runtime.errors import CommitRefused
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 
@@ -457,7 +457,7 @@ async def test_pause_before_the_offsets_are_known_holds(settings: StepServiceSet
 async def test_commands_that_are_large_fill_the_buffer_by_their_bytes(
     settings: StepServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_ports, "MAX_FETCHED_BYTES", 40)  # values of one and of two digits
+    monkeypatch.setattr(group_reader, "MAX_FETCHED_BYTES", 40)  # values of one and of two digits
     async with a_member(settings) as member:
         await append(settings, {0: 30})
         await until(lambda: len(member.commands._fetched) == 30)
@@ -471,7 +471,7 @@ async def test_commands_that_are_large_fill_the_buffer_by_their_bytes(
 async def test_full_buffer_is_filled_no_further_and_what_waits_comes_when_it_is_half_empty(
     settings: StepServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_ports, "_MAX_FETCHED", 50)
+    monkeypatch.setattr(group_reader, "_MAX_FETCHED", 50)
     async with a_member(settings) as member:
         fetched = member.commands._fetched
         for turn in range(3):

@@ -11,13 +11,13 @@ from anabranch.services.steps.ports import (
     AssignmentListener,
     CancelRecord,
     CommandRecord,
-    CommitRefused,
     MemoryUnavailable,
     Note,
     Remembered,
     Take,
 )
 from anabranch.shared.contracts.codec import Headers
+from anabranch.shared.runtime.errors import CommitRefused
 
 from .broker import EPOCH_MS, Broker, Producer, request, wake
 from .group import Group, Member

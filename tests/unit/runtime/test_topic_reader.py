@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -359,10 +359,10 @@ class FakeClient:
 class Reading:
     """A reader, its brokers, and what it delivered."""
 
-    def __init__(self, leaders: dict[int, int]) -> None:
+    def __init__(self, leaders: dict[int, int], rest_s: Callable[[int], float] = topic_reader.at_once) -> None:
         self.delivered: list[tuple[int, int]] = []
         self.client = FakeClient(leaders)
-        self.reader = TopicReader(Settings(), "t", self._deliver)
+        self.reader = TopicReader(Settings(), "t", self._deliver, rest_s=rest_s)
         self.reader._client = self.client
         self.running: asyncio.Task[None] = asyncio.create_task(self.reader.run())
 
@@ -377,9 +377,11 @@ class Reading:
 
 
 @asynccontextmanager
-async def reading(leaders: dict[int, int] | None = None, **offsets: int) -> AsyncIterator[Reading]:
+async def reading(
+    leaders: dict[int, int] | None = None, rest_s: Callable[[int], float] = topic_reader.at_once, **offsets: int
+) -> AsyncIterator[Reading]:
     """A reader that has sought `p0`, `p1`, ... Its partitions 0 to 2 are led by node 0 unless `leaders` says more."""
-    one = Reading({0: 0, 1: 0, 2: 0} if leaders is None else leaders)
+    one = Reading({0: 0, 1: 0, 2: 0} if leaders is None else leaders, rest_s)
     for name, offset in offsets.items():
         one.reader.seek(int(name[1:]), offset)
     try:
@@ -403,6 +405,21 @@ async def test_next_request_goes_on_behind_what_was_delivered() -> None:
         fetch, _ = await it.asked()
         assert asked(fetch) == (5, 1, {0: 5}, [])
         assert it.delivered == [(0, 3), (0, 4)]
+
+
+async def test_reader_that_rests_after_what_it_read_asks_for_nothing_meanwhile() -> None:
+    rested: list[int] = []
+
+    def an_hour(records: int) -> float:
+        rested.append(records)
+        return 3600.0
+
+    async with reading(rest_s=an_hour, p0=3) as it:
+        _, answer = await it.asked()
+        answer.set_result(an_answer(5, partitions=[(0, 0, a_batch(2, b"a", b"b", b"c"))]))
+        await turns(50)
+        assert (rested, it.delivered) == ([2], [(0, 3), (0, 4)])
+        assert not it.client.is_asked
 
 
 async def test_marker_alone_is_passed_and_delivers_nothing() -> None:

@@ -15,7 +15,6 @@ from anabranch.services.steps.ports import (
     AssignmentListener,
     CancelRecord,
     CommandRecord,
-    CommitRefused,
     MemoryUnavailable,
     Note,
     Remembered,
@@ -28,6 +27,7 @@ from anabranch.services.steps.worker import Invoke, Worker
 from anabranch.shared.contracts.codec import Headers, Undecodable, decode
 from anabranch.shared.contracts.messages import DEAD_LETTERS, INBOX, CancelStep, DeadLetter, InboxMessage, RunStep
 from anabranch.shared.contracts.topics import TopicNames
+from anabranch.shared.runtime.errors import CommitRefused
 
 TOPICS = TopicNames()
 EPOCH_MS = 1_800_000_000_000  # what the wall clock says at loop time 0

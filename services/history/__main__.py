@@ -3,6 +3,8 @@
 import asyncio
 from typing import Final
 
+from aiokafka import AIOKafkaConsumer
+
 from anabranch.services.history.dead_letters import KafkaDeadLetters
 from anabranch.services.history.events import KafkaEventLog
 from anabranch.services.history.metrics import HistoryMetrics
@@ -28,14 +30,7 @@ class History:
         self._metrics = HistoryMetrics(service.registry)
         self._redis = new_redis(settings)
         self._outbox = Outbox(settings)
-        self._consumer = new_consumer(settings, group_id=settings.history_group, auto_offset_reset="earliest")
-        self._events = KafkaEventLog(
-            self._consumer,
-            max_records=settings.history_batch_records,
-            gather_s=settings.history_gather_s,
-            metrics=self._metrics,
-            log=service.log,
-        )
+        self._events = KafkaEventLog(settings, fail=service.fail, metrics=self._metrics, log=service.log)
         snapshots = RedisSnapshots(
             self._redis,
             RedisKeys(settings.topic_prefix),
@@ -53,9 +48,8 @@ class History:
         await self._service.unless_stopping(wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S)))
         await self._outbox.start()
         try:
-            await self._consumer.start()
             await self._topic_exists(stopping)
-            self._events.subscribe(settings.topics.run_events)
+            await self._events.start()
             self._waits_for = ""
             await self._project(stopping)
         finally:
@@ -74,11 +68,16 @@ class History:
             appending.cancel()
 
     async def _topic_exists(self, stopping: asyncio.Event) -> None:
-        """Wait until the orchestrator has created the topic: a consumer would not notice that for minutes."""
+        """Wait until the orchestrator has created the topic: a member of a group would not notice that for minutes."""
         topic = self._service.settings.topics.run_events
-        while not stopping.is_set() and topic not in await self._consumer.topics():
-            self._waits_for = f"topic {topic}, which the orchestrator creates"
-            await asyncio.sleep(_LOOK_AGAIN_S)
+        looking: AIOKafkaConsumer = new_consumer(self._service.settings)
+        await looking.start()
+        try:
+            while not stopping.is_set() and topic not in await looking.topics():
+                self._waits_for = f"topic {topic}, which the orchestrator creates"
+                await asyncio.sleep(_LOOK_AGAIN_S)
+        finally:
+            await looking.stop()
 
 
 async def _until_failed(outbox: Outbox) -> None:

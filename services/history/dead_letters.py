@@ -1,6 +1,6 @@
 """What history could not project, sent to the dead-letters topic."""
 
-from anabranch.services.history.events import Record
+from anabranch.services.history.events import EventRecord
 from anabranch.services.history.settings import HistorySettings
 from anabranch.shared.contracts.dead_letters import Origin, dead_letter, letter_key
 from anabranch.shared.contracts.partitioner import partition_of
@@ -15,7 +15,7 @@ class KafkaDeadLetters:
         self._topic = settings.topics.dead_letters
         self._partitions = settings.run_partitions
 
-    def append(self, record: Record, *, error_type: str, message: str) -> None:
+    def append(self, record: EventRecord, *, error_type: str, message: str) -> None:
         """Send the record as it was, byte for byte; the beginning of a value that is too large."""
         origin = Origin(
             record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, record.headers

@@ -1,38 +1,60 @@
 """Where run events come from: the port, and Kafka behind it."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import KafkaError
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.history.metrics import HistoryMetrics
+from anabranch.services.history.settings import HistorySettings
+from anabranch.shared.runtime.errors import CommitRefused
+from anabranch.shared.runtime.group_reader import GroupReader
+from anabranch.shared.runtime.owned import Fail
+from anabranch.shared.runtime.topic_reader import Record
 
-Record = Any  # aiokafka.ConsumerRecord, which is not typed
+_TAKE_S: Final = 1.0  # how long an idle service waits at most before it looks whether it has to stop
+_REST_PER_EVENT_S: Final = 0.000_125  # eight thousand events a second are read as they come; more than that gather
 
-_TAKE_MS: Final = 1000  # how long an idle service sleeps at most before it looks whether it has to stop
+
+class EventRecord(NamedTuple):
+    """A record of the run-events topic, and the number of the assignment it was fetched under."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    assignment: int
 
 
 class EventLog(Protocol):
     """Run events in the order of their partitions, each given again until it is `done`."""
 
-    async def take(self) -> list[Record]:
+    async def take(self) -> Sequence[EventRecord]:
         """Return what has arrived, after a while nothing."""
         ...
 
-    async def hold(self, seconds: float) -> list[Record]:
-        """Take nothing for a while but stay a member; returns what came of partitions assigned in between."""
+    async def hold(self, seconds: float) -> None:
+        """Take nothing for a while, but keep what is ours."""
         ...
 
-    def resume(self) -> None:
-        """Take again after `hold`."""
-        ...
-
-    def done(self, records: Sequence[Record]) -> None:
+    def done(self, records: Sequence[EventRecord]) -> None:
         """These need not be given again."""
         ...
+
+
+def rest_s(most_s: float) -> Callable[[int], float]:
+    """Return how many seconds events gather at the broker after so many were read.
+
+    None or few are followed at once: somebody waits for each of them. A reader that asks for every event of a busy
+    engine as it is written takes a third of a run's time away from those that run it (docs/benchmarks.md), so the rest
+    grows with what was read, up to `most_s`.
+    """
+    return lambda events: min(most_s, events * _REST_PER_EVENT_S)
 
 
 class KafkaEventLog:
@@ -43,72 +65,55 @@ class KafkaEventLog:
     """
 
     def __init__(
-        self,
-        consumer: AIOKafkaConsumer,
-        *,
-        max_records: int,
-        gather_s: float,
-        metrics: HistoryMetrics,
-        log: FilteringBoundLogger,
+        self, settings: HistorySettings, *, fail: Fail, metrics: HistoryMetrics, log: FilteringBoundLogger
     ) -> None:
-        self._consumer = consumer
-        self._max_records = max_records
-        self._gather_s = gather_s
-        self._gathers_until: float | None = None  # on the loop's clock; None: nothing is paused
+        self._topic = settings.topics.run_events
+        self._max_records = settings.history_batch_records
         self._metrics = metrics
         self._log = log
-        self._done: dict[TopicPartition, int] = {}
+        self._done: dict[int, int] = {}  # by partition: the offset to go on from
+        self._reader = GroupReader(
+            settings,
+            self._topic,
+            group=settings.history_group,
+            tagged=self._tagged,
+            fail=fail,
+            rest_s=rest_s(settings.history_gather_s),
+            auto_offset_reset="earliest",
+        )
 
-    def subscribe(self, topic: str) -> None:
+    async def start(self) -> None:
         """Join the group."""
-        self._consumer.subscribe([topic], listener=_CommitOnRevoke(self))
+        await self._reader.start(self)
 
     async def stop(self) -> None:
         """Commit and leave the group."""
         await self.commit()
-        await self._consumer.stop()
+        await self._reader.stop()
 
-    async def take(self) -> list[Record]:
-        """Return what has arrived within a second.
+    async def take(self) -> Sequence[EventRecord]:
+        """Return what has arrived within a second."""
+        return await self._reader.take(self._max_records, _TAKE_S)
 
-        What follows a batch gathers at the broker for `gather_s`, unasked for: a reader that asks for every event as it
-        is written takes a third of a run's time away from those that run it (docs/benchmarks.md). An idle one asks.
-        """
-        loop = asyncio.get_running_loop()
-        if self._gathers_until is not None:
-            await asyncio.sleep(max(0.0, self._gathers_until - loop.time()))
-            self._gathers_until = None
-            self.resume()
-        records = _flat(await self._consumer.getmany(timeout_ms=_TAKE_MS, max_records=self._max_records))
-        if records:  # before the client's next request: it goes out when this task waits
-            self._consumer.pause(*self._consumer.assignment())
-            self._gathers_until = loop.time() + self._gather_s
-        return records
+    async def hold(self, seconds: float) -> None:
+        """Take nothing but stay a member: what arrives is fetched up to the reader's bounds and kept."""
+        self._reader.stay()
+        await asyncio.sleep(seconds)
 
-    async def hold(self, seconds: float) -> list[Record]:
-        """Pause what is assigned. Polling goes on, or else the group would take this member for dead."""
-        self._consumer.pause(*self._consumer.assignment())
-        return _flat(await self._consumer.getmany(timeout_ms=int(seconds * 1000), max_records=self._max_records))
-
-    def resume(self) -> None:
-        """Take from every assigned partition again."""
-        self._consumer.resume(*self._consumer.paused())
-
-    def done(self, records: Sequence[Record]) -> None:
-        """Note the offsets for the next commit: of each partition, the last counts."""
-        for record in {record.partition: record for record in records}.values():
-            self._done[TopicPartition(record.topic, record.partition)] = record.offset + 1
+    def done(self, records: Sequence[EventRecord]) -> None:
+        """Note the offsets for the next commit, unless they are another member's by now."""
+        for record in records:
+            if record.assignment == self._reader.assignment:
+                self._done[record.partition] = record.offset + 1
 
     async def commit(self) -> None:
-        """Commit what is done of the partitions that are still ours."""
-        ours = self._consumer.assignment()
-        offsets = {partition: offset for partition, offset in self._done.items() if partition in ours}
-        self._done.clear()
+        """Commit what is done."""
+        offsets, self._done = self._done, {}
         if not offsets:
             return
         try:
-            await self._consumer.commit(offsets)
-        except (KafkaError, IllegalStateError) as error:
+            await self._reader.commit(offsets, self._reader.assignment)
+        except (CommitRefused, KafkaError) as error:
             self._metrics.commit_failed()
             self._log.warning("offsets not committed; the next commit covers them", error=repr(error))
 
@@ -118,17 +123,17 @@ class KafkaEventLog:
             await asyncio.sleep(seconds)
             await self.commit()
 
+    def on_assigned(self, partitions: Iterable[int], assignment: int, at_ms: int) -> None:
+        """Go on where the group's offsets stand: what was done under an assignment of before is committed or lost."""
+        self._done = {}
 
-class _CommitOnRevoke(ConsumerRebalanceListener):  # type: ignore[misc]
-    def __init__(self, log: KafkaEventLog) -> None:
-        self._log = log
+    async def on_revoked(self, partitions: Iterable[int]) -> None:
+        """Commit, so that the next owner repeats little."""
+        await self.commit()
 
-    async def on_partitions_revoked(self, revoked: object) -> None:
-        await self._log.commit()
-
-    async def on_partitions_assigned(self, assigned: object) -> None:
-        """Nothing to do: reading goes on where the group's offsets stand."""
-
-
-def _flat(batches: dict[TopicPartition, list[Record]]) -> list[Record]:
-    return [record for batch in batches.values() for record in batch]
+    def _tagged(self, partition: int, records: Sequence[Record], assignment: int) -> list[EventRecord]:
+        topic = self._topic
+        return [
+            EventRecord(topic, partition, r.offset, r.timestamp_ms, r.key, r.value, r.headers, assignment)
+            for r in records
+        ]

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from anabranch.services.history.events import EventLog, Record
+from anabranch.services.history.events import EventLog, EventRecord
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projection import RunChange, add
 from anabranch.services.history.store import ChangeRejected, SnapshotStore, StoreUnavailable
@@ -22,7 +22,7 @@ _LONGEST_DELAY_S: Final = 2.0  # below the time a stop has
 class DeadLetters(Protocol):
     """Where records go that cannot be projected."""
 
-    def append(self, record: Record, *, error_type: str, message: str) -> None:
+    def append(self, record: EventRecord, *, error_type: str, message: str) -> None:
         """Send a record there."""
         ...
 
@@ -62,24 +62,22 @@ class Projector:
         while not stopping.is_set():
             # 1.
             records = await self._events.take()
-            while records:
-                records = await self._project(records, stopping)
+            if records:
+                await self._project(records, stopping)
 
-    async def _project(self, records: Sequence[Record], stopping: asyncio.Event) -> list[Record]:
-        """Project these; return what arrived while the store made us wait."""
+    async def _project(self, records: Sequence[EventRecord], stopping: asyncio.Event) -> None:
         changes, dead = self._changes(records)
         # 2.
-        before, late = await self._overwrite(changes, stopping)
+        before = await self._overwrite(changes, stopping)
         if before is None:
-            return []  # told to stop: not done, so whoever reads them next projects them
+            return  # told to stop: not done, so whoever reads them next projects them
         # 3.
         if dead + self._report(changes, before, records):
             await self._dead_letters.acknowledged()
         # 4.
         self._events.done(records)
-        return late
 
-    def _changes(self, records: Sequence[Record]) -> tuple[list[RunChange], int]:
+    def _changes(self, records: Sequence[EventRecord]) -> tuple[list[RunChange], int]:
         changes: dict[str, RunChange] = {}
         dead = 0
         for record in records:
@@ -95,23 +93,22 @@ class Projector:
 
     async def _overwrite(
         self, changes: Sequence[RunChange], stopping: asyncio.Event
-    ) -> tuple[list[int | ChangeRejected] | None, list[Record]]:
+    ) -> list[int | ChangeRejected] | None:
+        """Return the seqs of before, or nothing when told to stop."""
         delay_s = _FIRST_DELAY_S
-        late: list[Record] = []
         while True:
             try:
                 before = await self._snapshots.apply(changes)
             except StoreUnavailable as error:
                 self._wait_begins(error, first=delay_s == _FIRST_DELAY_S)
-                late += await self._events.hold(delay_s)
+                await self._events.hold(delay_s)
                 delay_s = min(delay_s * 2, _LONGEST_DELAY_S)
                 if stopping.is_set():
-                    return None, []
+                    return None
                 continue
             if delay_s != _FIRST_DELAY_S:
                 self._log.info("Redis answers again: projection goes on")
-                self._events.resume()
-            return before, late
+            return before
 
     def _wait_begins(self, error: StoreUnavailable, *, first: bool) -> None:
         self._metrics.refused()
@@ -119,7 +116,7 @@ class Projector:
             self._log.warning("Redis does not take snapshots: run events wait in Kafka", error=str(error))
 
     def _report(
-        self, changes: Sequence[RunChange], before: Sequence[int | ChangeRejected], records: Sequence[Record]
+        self, changes: Sequence[RunChange], before: Sequence[int | ChangeRejected], records: Sequence[EventRecord]
     ) -> int:
         """Count and log what the store said; return how many records went to the dead letters."""
         rejected: dict[str, str] = {}
@@ -145,11 +142,11 @@ class Projector:
                 seq_before=seq,
             )
 
-    def _age_s(self, records: Sequence[Record]) -> float:
+    def _age_s(self, records: Sequence[EventRecord]) -> float:
         oldest_ms: int = min(record.timestamp for record in records)
         return self._now_s() - oldest_ms / 1000
 
-    def _bury_rejected(self, records: Sequence[Record], rejected: dict[str, str]) -> int:
+    def _bury_rejected(self, records: Sequence[EventRecord], rejected: dict[str, str]) -> int:
         buried = 0
         for record in records:
             run_id = record.key.decode(errors="replace") if record.key else ""
@@ -157,7 +154,7 @@ class Projector:
                 buried += self._bury(record, "ChangeRejected", rejected[run_id])
         return buried
 
-    def _bury(self, record: Record, error_type: str, message: str) -> int:
+    def _bury(self, record: EventRecord, error_type: str, message: str) -> int:
         """Send the record to the dead letters, and return that it is one."""
         self._metrics.dead_lettered()
         self._log.error(

@@ -17,7 +17,7 @@ class HistorySettings(Settings):
     )
     history_batch_records: int = Field(2000, ge=1, description="Run events taken between two writes, at most.")
     history_gather_s: float = Field(
-        0.05, ge=0, description="Seconds an event waits for others at most: they are read and written together."
+        0.02, ge=0, description="Seconds an event of a busy engine waits for others at most: they are read together."
     )
     history_commit_s: float = Field(
         1.0,

@@ -69,8 +69,6 @@ class FakeEventLog:
         self.stopping = asyncio.Event()
         self.offsets_done: list[int] = []
         self.held_s: list[float] = []
-        self.arrives_while_held: list[Any] = []
-        self.resumed = 0
 
     async def take(self) -> list[Any]:
         if not self.batches:
@@ -78,13 +76,8 @@ class FakeEventLog:
             return []
         return self.batches.pop(0)
 
-    async def hold(self, seconds: float) -> list[Any]:
+    async def hold(self, seconds: float) -> None:
         self.held_s.append(seconds)
-        late, self.arrives_while_held = self.arrives_while_held, []
-        return late
-
-    def resume(self) -> None:
-        self.resumed += 1
 
     def done(self, records: Sequence[Any]) -> None:
         self.offsets_done += [record.offset for record in records]

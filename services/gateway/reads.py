@@ -116,12 +116,14 @@ class RunReads:
         self._room = Room(MAX_READING_BYTES)
 
     @asynccontextmanager
-    async def view(self, run_id: str, tenant: str) -> AsyncIterator[RunView | None]:
+    async def view(self, run_id: str, tenant: str, *, size: int | None = None) -> AsyncIterator[RunView | None]:
         """Yield the tenant's run, or None when it has none such; a large one keeps its room until the context ends.
 
-        Raises `ReadsUnavailable`, and of that `ReadsBusy` when there is no room in time.
+        Whoever knows already that it is the tenant's, and its `size` in Redis, saves the looks for them. Raises
+        `ReadsUnavailable`, and of that `ReadsBusy` when there is no room in time.
         """
-        size = await self._size(run_id) if await self._is_of(run_id, tenant) else None
+        if size is None and await self._is_of(run_id, tenant):
+            size = await self._size(run_id)
         if size is None:
             yield self._accepted.view(run_id, tenant)
         elif size <= MAX_UNCOUNTED_READING_BYTES:

@@ -48,6 +48,10 @@ async def submit_run(request: web.Request) -> web.StreamResponse:
         accepted = await app[keys.INTAKE].accept(submitted)
         if watch is None:
             return _accepted(run_id, accepted)
+        if key is None:
+            watch.seen_open()
+        else:  # it may be known, and its run may have ended long ago
+            watch.look()
         return await _when_ended(request, run_id, watch, deadline, accepted)
 
 
@@ -57,13 +61,16 @@ async def get_run(request: web.Request) -> web.StreamResponse:
     run_id = _run_id_of(request)
     tenant = tenant_of(request)
     wait_s = wait_s_of(request, app[keys.SETTINGS].max_wait_s)
+    size = None
     if wait_s and await _is_open(app, run_id, tenant):
         client = client_of(request)
         if app[keys.WATCHES].full_for(client):
             raise ProblemError(Kind.TOO_MANY, "Too many requests wait for runs.", retry_after_s=1)
         with app[keys.WATCHES].watching(run_id, client) as watch:
+            watch.look()  # it may have ended meanwhile, and others may have been told
             await until_ended(watch, run_id, app[keys.READS], Deadline.after(wait_s), connected=lambda: _hears(request))
-    async with _view(app, run_id, tenant) as view:
+            size = watch.ended_bytes
+    async with _view(app, run_id, tenant, size=size) as view:
         if view is None:
             raise _no_run(run_id)
         request[keys.RUN_ID] = run_id
@@ -114,7 +121,7 @@ async def _when_ended(
     reads = request.app[keys.READS]
     await until_ended(watch, run_id, reads, deadline, connected=lambda: _hears(request))
     try:
-        async with reads.view(run_id, tenant_of(request)) as view:
+        async with reads.view(run_id, tenant_of(request), size=watch.ended_bytes) as view:
             if view is not None:
                 return await _sent(request, view, 200 if view.has_ended else 202, _location(run_id))
     except ReadsUnavailable:
@@ -123,9 +130,9 @@ async def _when_ended(
 
 
 @asynccontextmanager
-async def _view(app: web.Application, run_id: str, tenant: str) -> AsyncIterator[RunView | None]:
+async def _view(app: web.Application, run_id: str, tenant: str, *, size: int | None) -> AsyncIterator[RunView | None]:
     try:
-        async with app[keys.READS].view(run_id, tenant) as view:
+        async with app[keys.READS].view(run_id, tenant, size=size) as view:
             yield view
     except ReadsUnavailable as error:
         raise _not_readable(error) from error

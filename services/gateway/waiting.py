@@ -20,17 +20,31 @@ LOOK_S: Final = 5.0  # how late a waiter is at worst: a message may be lost with
 _ALIVE_S: Final = 10.0  # a connection that has been silent so long is pinged
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
+_WORDS_OF_AN_END: Final = 3
 
 
 class Watch:
-    """One request's interest in one run."""
+    """One request's interest in one run: it is told of the end, or that it has to look whether that was before."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
+        self._has_to_look = False
+        self.ended_bytes: int | None = None  # of the snapshot of the run, once it has ended
         self.released = False
 
-    def wake(self) -> None:
-        """There is something to look at."""
+    def look(self) -> None:
+        """The run may have ended without a message: the channel is subscribed only now."""
+        self._has_to_look = True
+        self._changed.set()
+
+    def seen_open(self) -> None:
+        """The run had not ended by now: whatever is told after the subscription, which was before, is enough."""
+        self._has_to_look = False
+        self._changed.clear()
+
+    def end(self, size: int) -> None:
+        """The run has ended, and its snapshot takes so many bytes."""
+        self.ended_bytes = size
         self._changed.set()
 
     def release(self) -> None:
@@ -38,14 +52,17 @@ class Watch:
         self.released = True
         self._changed.set()
 
-    async def changed(self, within_s: float) -> None:
-        """Return when there is something to look at, or when the time is up."""
-        try:
-            async with asyncio.timeout(within_s):
-                await self._changed.wait()
-        except TimeoutError:
-            return
+    async def until_look(self, within_s: float) -> bool:
+        """Return whether there is something to look at: also when the time is up, for a message may be lost."""
+        if not self._has_to_look:
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._has_to_look = True
         self._changed.clear()
+        has_to_look, self._has_to_look = self._has_to_look, False
+        return has_to_look
 
 
 class Watches:
@@ -95,10 +112,15 @@ class Watches:
         """Return every run that somebody watches."""
         return list(self._of_run)
 
-    def wake(self, run_id: str) -> None:
-        """Something happened to the run."""
+    def look(self, run_id: str) -> None:
+        """The run may have ended before anybody could be told."""
         for watch in self._of_run.get(run_id, ()):
-            watch.wake()
+            watch.look()
+
+    def end(self, run_id: str, size: int) -> None:
+        """The run has ended, and its snapshot takes so many bytes."""
+        for watch in self._of_run.get(run_id, ()):
+            watch.end(size)
 
     def release_all(self) -> None:
         """The process stops: everybody is answered with what is known now."""
@@ -138,10 +160,9 @@ async def until_ended(
     look_s: float = LOOK_S,
 ) -> None:
     """Return when the run has ended, when the time is up, or when nobody is there to be told."""
-    while not await reads.has_ended(run_id):
-        if deadline.passed or watch.released or not connected():
+    while watch.ended_bytes is None and not (deadline.passed or watch.released) and connected():
+        if await watch.until_look(min(look_s, deadline.remaining())) and await reads.has_ended(run_id):
             return
-        await watch.changed(min(look_s, deadline.remaining()))
 
 
 class ChannelListener:
@@ -203,15 +224,19 @@ class ChannelListener:
                 await pubsub.ping()
 
     def _take(self, message: dict[str, Any]) -> None:
-        """Wake who waits: when the run ends, and when a subscription is confirmed, since it may have ended before."""
-        kind, channel = message["type"], message["channel"]
-        if kind == "subscribe" or (kind == "message" and _says_ended(message["data"])):
-            self._watches.wake(channel.removeprefix(self._prefix).decode())
+        """Tell who waits when the run ends; have them look when a subscription is confirmed: it may have ended before.
 
+        History says `<seq>`, and `<seq> <status> <bytes of the snapshot>` when the run has ended.
+        """
+        kind = message["type"]
+        if kind == "subscribe":
+            self._watches.look(self._run_of(message))
+        elif kind == "message" and len(said := message["data"].split()) == _WORDS_OF_AN_END:
+            self._watches.end(self._run_of(message), int(said[-1]))
 
-def _says_ended(data: bytes) -> bool:
-    """History tells `<seq> <status>`, the status only when the run has ended."""
-    return not data.endswith(b" ")
+    def _run_of(self, message: dict[str, Any]) -> str:
+        channel: bytes = message["channel"]
+        return channel.removeprefix(self._prefix).decode()
 
 
 async def _closed(pubsub: PubSub) -> None:

@@ -16,14 +16,15 @@ from anabranch.shared.runtime.snapshots import SEQ
 _SCRIPT_BYTES: Final = 4 * 1024 * 1024
 _SCRIPT_RUNS: Final = 200
 
-# KEYS: the runs' hashes. ARGV, of one run after the other: its last seq, seconds to live, its channel, what to tell it,
-# how many arguments follow, then fields and values, `seq` among them.
+# KEYS: the runs' hashes. ARGV, of one run after the other: its last seq, seconds to live, its channel, the status with
+# which it has ended or nothing, how many arguments follow, then fields and values, `seq` among them.
+# The channel is told the seq; of an end also the status, and the bytes of the hash: who waits need not ask for them.
 # Answers for each run the seq that its snapshot had before (0 if it is no number), or that its key is no hash. A
 # thousand fields at a time: Lua's stack holds 8,000 arguments.
 _OVERWRITE: Final = """
 local answers, at = {}, 1
 for run, key in ipairs(KEYS) do
-  local seq, ttl, channel, told, size = unpack(ARGV, at, at + 4)
+  local seq, ttl, channel, ended, size = unpack(ARGV, at, at + 4)
   local first = at + 5
   at = first + size
   local before = redis.pcall('HGET', key, 'seq') or '0'
@@ -34,7 +35,10 @@ for run, key in ipairs(KEYS) do
       redis.call('HSET', key, unpack(ARGV, from, math.min(from + 1999, at - 1)))
     end
     redis.call('EXPIRE', key, ttl)
-    redis.call('PUBLISH', channel, told)
+    if ended ~= '' then
+      seq = seq .. ' ' .. ended .. ' ' .. redis.call('MEMORY', 'USAGE', key, 'SAMPLES', 0)
+    end
+    redis.call('PUBLISH', channel, seq)
   end
 end
 return answers
@@ -97,10 +101,9 @@ class RedisSnapshots:
 
     def _arguments(self, change: RunChange) -> list[Any]:
         ttl_s = self._ended_ttl_s if change.ended else self._active_ttl_s
-        told = f"{change.last_seq} {change.ended}"
         channel = self._keys.channel(change.run_id)
         size = 2 * (1 + len(change.fields))
-        arguments = [change.last_seq, ttl_s, channel, told, size, SEQ, change.last_seq]
+        arguments = [change.last_seq, ttl_s, channel, change.ended, size, SEQ, change.last_seq]
         for field in change.fields.items():
             arguments += field
         return arguments

@@ -145,11 +145,13 @@ async def test_run_events_become_a_document_that_readers_are_told_of(bench: Benc
             ("s0", {"of": "s0"}), ("s1", {"of": "s1"}),
         ]  # fmt: skip
 
-        async def last_word() -> Any:
+        async def last_words() -> Any:
             message = await channel.get_message(ignore_subscribe_messages=True, timeout=0.1)
-            return message and message["data"] == b"5 succeeded"
+            words = message["data"].split() if message else []
+            return words if len(words) == 3 else None
 
-        assert await eventually(last_word)
+        size = await bench.redis.memory_usage(bench.keys.run("r1"), samples=0)
+        assert await eventually(last_words) == [b"5", b"succeeded", str(size).encode()]
         assert 0 < await bench.redis.ttl(bench.keys.run("r1")) <= 777
 
 

@@ -109,7 +109,7 @@ async def test_everybody_who_waited_gets_the_large_run(gateway: Bench, redis: Re
             await asyncio.sleep(0.01)
         assert (await read(gateway, RUN_ID))[0] == 200
         await redis.hset(KEY + RUN_ID, "status", "succeeded")  # type: ignore[misc]
-        gateway.watches.wake(RUN_ID)
+        gateway.watches.look(RUN_ID)
         answers = await asyncio.gather(*waiting)
     assert {status for status, _ in answers} <= {200, 503}
     assert 200 in {status for status, _ in answers}

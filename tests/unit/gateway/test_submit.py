@@ -254,7 +254,7 @@ async def test_a_waiting_submission_is_answered_when_its_run_ends(gateway: Bench
     await until(lambda: gateway.log.records)
     run_id = gateway.log.submitted[0].run_id
     project_run(gateway, run_id, "failed")
-    gateway.watches.wake(run_id)
+    gateway.watches.look(run_id)
     response = await waiting
     assert (response.status, (await response.json())["status"]) == (200, "failed")
     assert (gateway.watches.runs(), gateway.count("waiters")) == ([], 0)

@@ -56,15 +56,11 @@ class Submitter:
         self.refused = 0
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        for _ in range(self._count):
-            _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
-            self._connections.append(connection)
-        self._free = list(self._connections)
+        await self._connect()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.close()
 
     async def submit(self, requests: Iterable[bytes]) -> list[str]:
@@ -72,6 +68,7 @@ class Submitter:
 
         `took_s` then says of each how long its answer took.
         """
+        await self._connect()
         self.accepted, self.took_s = [], []
         self._waiting.extend(requests)
         self._open = len(self._waiting)
@@ -80,6 +77,22 @@ class Submitter:
             self._free.pop().send(self._waiting.popleft())
         await self._done
         return self.accepted
+
+    async def _connect(self) -> None:
+        """Open what is missing: the gateway closes a connection that has been idle for a while."""
+        loop = asyncio.get_running_loop()
+        while len(self._connections) < self._count:
+            _, connection = await loop.create_connection(lambda: _Connection(self), *self._address)
+            self._connections.append(connection)
+            self._free.append(connection)
+
+    def closed(self, connection: "_Connection", why: str) -> None:
+        """The gateway has closed a connection; while it had an answer to give, that is the end."""
+        self._connections.remove(connection)
+        if connection in self._free:
+            self._free.remove(connection)
+        else:
+            self.lost(why)
 
     def answered(self, connection: "_Connection", sent: bytes, status: bytes, body: bytes) -> None:
         """A connection has an answer, and is free."""
@@ -126,7 +139,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._submitter.lost(f"the gateway closed a connection: {exc!r}")
+        self._submitter.closed(self, f"the gateway closed a connection: {exc!r}")
 
     def send(self, request: bytes) -> None:
         assert self._transport is not None

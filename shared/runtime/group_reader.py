@@ -104,9 +104,8 @@ class GroupReader(Generic[R]):
     async def start(self, listener: AssignmentListener) -> None:
         """Join the group; return when it has given us our share."""
         await self._reader.start()
-        topic = self._topic
         self._background = [
-            OwnedTask(work, name=f"{topic}: {name}", fail=self._fail)
+            OwnedTask(work, name=f"group reader: {name}", fail=self._fail)
             for name, work in (("read", self._keep_reading()), ("poll", self._keep_polling()))
         ]
         self._member.subscribe([self._topic], listener=_Rebalances(self, listener, self._fail))
@@ -178,7 +177,7 @@ class GroupReader(Generic[R]):
         self.revoked()
         self._member.pause(*partitions)
         self.assignment += 1
-        self._seeking = OwnedTask(self._seek(partitions), name=f"{self._topic}: seek", fail=self._fail, may_return=True)
+        self._seeking = OwnedTask(self._seek(partitions), name="group reader: seek", fail=self._fail, may_return=True)
         return self.assignment
 
     async def _seek(self, partitions: Collection[TopicPartition]) -> None:

@@ -64,7 +64,7 @@ ACTS: dict[str, Callable[[], Any]] = {
     "exit-in-a-task": lambda: STRAY.add(asyncio.create_task(_exit_in_a_task())),
     "cancel-all": _cancel_all,
     "cancel-announcing": lambda: _cancel("keep announced"),
-    "cancel-polling": lambda: _cancel("commands: poll"),
+    "cancel-polling": lambda: _cancel("group reader: poll"),
 }
 
 

@@ -38,7 +38,8 @@ def _of_services() -> list[type[Settings]]:
         for module in modules
         if module.name.endswith(".settings")
         for member in vars(import_module(module.name)).values()
-        if isinstance(member, type) and issubclass(member, Settings) and member is not Settings
+        if isinstance(member, type) and issubclass(member, Settings)
+        if member.__module__.startswith(services.__name__)
     }
     return sorted(found, key=lambda settings: (settings.__module__, settings.__name__))
 

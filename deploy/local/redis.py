@@ -9,20 +9,20 @@ from anabranch.deploy.local.process import Child, spawn
 from anabranch.deploy.local.server import LocalServer
 from anabranch.shared.runtime.settings import without_secrets
 
-# Nothing in Redis is the only copy: it caches what the log can tell again. Snapshots and a graceful stop's save keep a
-# restart warm; an append-only file would cost a write per command to protect what nobody misses.
+# Nothing in Redis is the only copy: it caches what the log and the record can tell again. What it saved would come back
+# as it was minutes ago, and runs that have ended since would go on for ever: nothing is better than old.
 SETTINGS = {
     "bind": HOST,
     "protected-mode": "yes",
     "daemonize": "no",
     "appendonly": "no",
-    "save": "300 100",
+    "save": '""',
     "loglevel": "notice",
 }
 
 
 class LocalRedis(LocalServer):
-    """One Valkey server with its snapshot under `data_dir`; a `port` that is taken gives way."""
+    """One Valkey server, which forgets everything when it ends; a `port` that is taken gives way."""
 
     name = "redis"
 

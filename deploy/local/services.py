@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 GATEWAY = "gateway"
 ENGINE = (GATEWAY, "orchestrator", "history")  # all others serve step types
+OF_THE_RECORD = frozenset({GATEWAY, "history"})  # these alone are told where the record is
 STEP_TYPES = ("http", "sql", "html", "notify", "simulate")
 
 

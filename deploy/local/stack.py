@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from anabranch.deploy.local.console import Console, Silence
 from anabranch.deploy.local.home import Home, default_home
 from anabranch.deploy.local.kafka import LocalKafka
@@ -21,7 +23,7 @@ from anabranch.deploy.local.ports import free_port
 from anabranch.deploy.local.redis import LocalRedis
 from anabranch.deploy.local.server import LocalServer
 from anabranch.deploy.local.service_process import ServiceProcess, inherited
-from anabranch.deploy.local.services import ENGINE, GATEWAY, Service, anabranch_services
+from anabranch.deploy.local.services import ENGINE, GATEWAY, OF_THE_RECORD, Service, anabranch_services
 from anabranch.deploy.local.supervisor import (
     RESTART_DELAY_S,
     RestartBudget,
@@ -31,6 +33,8 @@ from anabranch.deploy.local.supervisor import (
     start,
     supervise,
 )
+from anabranch.shared.record.database import open_database
+from anabranch.shared.record.schema import upgrade
 
 DEFAULT_PORT = 8080
 READY_TIMEOUT_S = 60.0
@@ -43,11 +47,12 @@ _CERTIFICATE, _KEY = "ANABRANCH_TLS_CERTIFICATE", "ANABRANCH_TLS_KEY"
 class LocalStack:
     """The stack as an async context manager: ready when entered, all processes gone when left.
 
-    `port` is the gateway's, 0 for any free one. `env` is added to every service's environment, `role_env` to that of
-    one role; the gateway's certificate is taken from these alone, not from this process's environment. `bootstrap` and
-    `redis_url` name a Kafka and a Redis to use instead of starting them. With `restart=False` a child that dies stays
-    dead. Raises HomeError when another stack has the directory, and StackFailedError when a child does not become
-    ready.
+    `port` is the gateway's, 0 for any free one. `env` is added to every service's environment, `role_env` to that
+    of one role; the gateway's certificate is taken from these alone, not from this process's environment.
+    `bootstrap` and `redis_url` name a Kafka and a Redis to use instead of starting them; `database_url` names the
+    database of the record, a file in the directory unless given, none if empty. With `restart=False` a child that
+    dies stays dead. Raises HomeError when another stack has the directory, and StackFailedError when a child does
+    not become ready.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class LocalStack:
         services: Sequence[Service] | None = None,
         bootstrap: str | None = None,
         redis_url: str | None = None,
+        database_url: str | None = None,
         restart: bool = True,
         restart_delay_s: float = RESTART_DELAY_S,
         ready_timeout_s: float = READY_TIMEOUT_S,
@@ -78,6 +84,7 @@ class LocalStack:
         if redis_url is None:
             self.redis = LocalRedis(self.home.path)
         self._given_bootstrap, self._given_redis_url = bootstrap, redis_url
+        self.database_url = f"sqlite:///{self.home.path}/record.db" if database_url is None else database_url
         self._services = tuple(services or anabranch_services(orchestrators=orchestrators, workers=workers))
         self._port = port
         self._env, self._role_env = dict(env or {}), dict(role_env or {})
@@ -137,7 +144,7 @@ class LocalStack:
                 self.home.clear()
             self._failure = asyncio.get_running_loop().create_future()
             (self.home.path / "logs").mkdir(exist_ok=True)
-            await all_of(partial(self._start_server, server) for server in self._servers())
+            await all_of([self._bring_record_up, *(partial(self._start_server, server) for server in self._servers())])
             await all_of([self._start_configured])
             await self.until_ready()
             self._is_ready = True
@@ -219,6 +226,17 @@ class LocalStack:
         if self.redis is not None:
             yield self.redis
 
+    async def _bring_record_up(self) -> None:
+        if not self.database_url:
+            return
+        database = open_database(self.database_url, name="anabranch up")
+        try:
+            await upgrade(database)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise StackFailedError(f"the database of the record cannot be used: {error}") from error
+        finally:
+            await database.dispose()
+
     async def _start_server(self, server: LocalServer) -> None:
         child, budget = _SupervisedServer(server), RestartBudget()
         if self._restarts:
@@ -234,7 +252,12 @@ class LocalStack:
 
     async def _start_service(self, configured: Service, name: str, env: Mapping[str, str]) -> ServiceProcess:
         is_gateway = configured.role == GATEWAY
-        given = {**self._common_env(), **self._role_env.get(configured.role, {}), **env}
+        given = {
+            **self._common_env(),
+            **self._env_of_record(configured),
+            **self._role_env.get(configured.role, {}),
+            **env,
+        }
         taken = frozenset(service.port for service in self._running.values())
         service = ServiceProcess(
             name,
@@ -251,6 +274,11 @@ class LocalStack:
         await service.start()
         self._watch(service)
         return service
+
+    def _env_of_record(self, configured: Service) -> dict[str, str]:
+        """Handlers of steps run what others wrote: the record of all runs is not theirs to find."""
+        is_told = configured.role in OF_THE_RECORD
+        return {"DATABASE_URL": self.database_url if is_told else "", "ANABRANCH_DATABASE_URL": ""}
 
     def _common_env(self) -> dict[str, str]:
         return {
@@ -325,8 +353,8 @@ async def up(
 ) -> int:
     """Run the local stack until Ctrl-C; return the exit code of the command.
 
-    With KAFKA_BOOTSTRAP_SERVERS or REDIS_URL set, those are used instead of servers of its own; with
-    ANABRANCH_TLS_CERTIFICATE the gateway speaks TLS.
+    With KAFKA_BOOTSTRAP_SERVERS or REDIS_URL set, those are used instead of servers of its own, with DATABASE_URL that
+    database instead of a file; with ANABRANCH_TLS_CERTIFICATE the gateway speaks TLS.
     """
     console = Console()
     stack = LocalStack(
@@ -336,6 +364,7 @@ async def up(
         port=port,
         bootstrap=os.environ.get("KAFKA_BOOTSTRAP_SERVERS") or None,
         redis_url=os.environ.get("REDIS_URL") or None,
+        database_url=os.environ.get("DATABASE_URL") or None,
         env=_chosen("ANABRANCH_LOG_FORMAT", "ANABRANCH_TOPIC_PREFIX", _CERTIFICATE, _KEY),
         fresh=fresh,
         console=console,

@@ -8,7 +8,9 @@ from aiokafka import AIOKafkaConsumer
 from anabranch.services.history.dead_letters import KafkaDeadLetters
 from anabranch.services.history.events import KafkaEventLog
 from anabranch.services.history.metrics import HistoryMetrics
+from anabranch.services.history.progress import RedisProgress
 from anabranch.services.history.projector import Projector
+from anabranch.services.history.record_keeping import RecordKeeping
 from anabranch.services.history.settings import HistorySettings
 from anabranch.services.history.store import RedisSnapshots
 from anabranch.shared.runtime.deadline import Deadline
@@ -21,7 +23,7 @@ _LOOK_AGAIN_S: Final = 0.5  # for a topic that another service creates
 
 
 class History:
-    """Run events in, snapshots out, until the service stops."""
+    """Run events in, snapshots and the record out, until the service stops."""
 
     def __init__(self, service: Service[HistorySettings]) -> None:
         settings = service.settings
@@ -30,20 +32,33 @@ class History:
         self._metrics = HistoryMetrics(service.registry)
         self._redis = new_redis(settings)
         self._outbox = Outbox(settings)
-        self._events = KafkaEventLog(settings, fail=service.fail, metrics=self._metrics, log=service.log)
+        self._events = KafkaEventLog(
+            settings,
+            group=settings.history_group,
+            gather_s=settings.history_gather_s,
+            batch_records=settings.history_batch_records,
+            fail=service.fail,
+            metrics=self._metrics,
+            log=service.log,
+        )
+        keys = RedisKeys(settings.topic_prefix)
         snapshots = RedisSnapshots(
             self._redis,
-            RedisKeys(settings.topic_prefix),
+            keys,
             active_ttl_s=settings.active_snapshot_ttl_s,
             ended_ttl_s=settings.snapshot_ttl_s,
+            only_whole=bool(settings.database_url),
         )
-        self._projector = Projector(
-            self._events, snapshots, KafkaDeadLetters(self._outbox, settings), metrics=self._metrics, log=service.log
+        self._progress = RedisProgress(self._redis, keys)
+        dead_letters = KafkaDeadLetters(self._outbox, settings)
+        self._projector = Projector(self._events, snapshots, dead_letters, metrics=self._metrics, log=service.log)
+        self._record = (
+            RecordKeeping(service, self._redis, keys, dead_letters, self._metrics) if settings.database_url else None
         )
         service.ready_when("events", lambda: not self._waits_for or f"waits for {self._waits_for}")
 
     async def run(self) -> None:
-        """Project until the service stops."""
+        """Project and record until the service stops."""
         settings, stopping = self._service.settings, self._service.stopping
         await self._service.unless_stopping(wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S)))
         await self._outbox.start()
@@ -51,20 +66,27 @@ class History:
             await self._topic_exists(stopping)
             await self._events.start()
             self._waits_for = ""
-            await self._project(stopping)
+            await self._work(stopping)
         finally:
             await self._events.stop()
             await self._outbox.stop(self._service.deadline)
             await self._redis.aclose()
 
-    async def _project(self, stopping: asyncio.Event) -> None:
+    async def _work(self, stopping: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
             committing = tasks.create_task(
                 self._events.commit_every(self._service.settings.history_commit_s), name="commit offsets"
             )
             appending = tasks.create_task(_until_failed(self._outbox), name="watch the outbox")
+            telling = tasks.create_task(
+                self._progress.tell_for_ever(lambda: self._events.reached), name="tell how far the snapshots are"
+            )
+            recording = tasks.create_task(self._record.run(stopping), name="record") if self._record else None
             await self._projector.run(stopping)
+            if recording is not None:
+                await recording
             committing.cancel()
+            telling.cancel()
             appending.cancel()
 
     async def _topic_exists(self, stopping: asyncio.Event) -> None:

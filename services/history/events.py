@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from aiokafka.errors import KafkaError
 from structlog.typing import FilteringBoundLogger
@@ -58,28 +58,40 @@ def rest_s(most_s: float) -> Callable[[int], float]:
 
 
 class KafkaEventLog:
-    """The run-events topic, shared by a consumer group.
+    """The run-events topic, shared by a consumer group; an event waits `gather_s` for others at most, of
+    which `batch_records` are taken at once.
 
     Offsets are committed in the background and on revoke: a record between two commits is projected again by whoever
     reads it next, which changes nothing.
     """
 
     def __init__(
-        self, settings: HistorySettings, *, fail: Fail, metrics: HistoryMetrics, log: FilteringBoundLogger
+        self,
+        settings: HistorySettings,
+        *,
+        group: str,
+        gather_s: float,
+        batch_records: int,
+        fail: Fail,
+        metrics: HistoryMetrics,
+        log: FilteringBoundLogger,
+        **reader: Any,
     ) -> None:
         self._topic = settings.topics.run_events
-        self._max_records = settings.history_batch_records
+        self._max_records = batch_records
         self._metrics = metrics
         self._log = log
         self._done: dict[int, int] = {}  # by partition: the offset to go on from
+        self._reached: dict[int, int] = {}  # the same, committed or not, where anything was taken
         self._reader = GroupReader(
             settings,
             self._topic,
-            group=settings.history_group,
+            group=group,
             tagged=self._tagged,
             fail=fail,
-            rest_s=rest_s(settings.history_gather_s),
+            rest_s=rest_s(gather_s),
             auto_offset_reset="earliest",
+            **reader,
         )
 
     async def start(self) -> None:
@@ -93,7 +105,10 @@ class KafkaEventLog:
 
     async def take(self) -> Sequence[EventRecord]:
         """Return what has arrived within a second."""
-        return await self._reader.take(self._max_records, _TAKE_S)
+        records = await self._reader.take(self._max_records, _TAKE_S)
+        for record in records:
+            self._reached.setdefault(record.partition, record.offset)
+        return records
 
     async def hold(self, seconds: float) -> None:
         """Take nothing but stay a member: what arrives is fetched up to the reader's bounds and kept."""
@@ -104,7 +119,12 @@ class KafkaEventLog:
         """Note the offsets for the next commit, unless they are another member's by now."""
         for record in records:
             if record.assignment == self._reader.assignment:
-                self._done[record.partition] = record.offset + 1
+                self._done[record.partition] = self._reached[record.partition] = record.offset + 1
+
+    @property
+    def reached(self) -> dict[int, int]:
+        """How far all is done in each partition that is ours: the next offset."""
+        return self._reader.positions | self._reached
 
     async def commit(self) -> None:
         """Commit what is done."""
@@ -125,7 +145,7 @@ class KafkaEventLog:
 
     def on_assigned(self, partitions: Iterable[int], assignment: int, at_ms: int) -> None:
         """Go on where the group's offsets stand: what was done under an assignment of before is committed or lost."""
-        self._done = {}
+        self._done, self._reached = {}, {}
 
     async def on_revoked(self, partitions: Iterable[int]) -> None:
         """Commit, so that the next owner repeats little."""

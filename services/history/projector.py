@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 from anabranch.services.history.events import EventLog, EventRecord
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projection import RunChange, add
-from anabranch.services.history.store import ChangeRejected, SnapshotStore, StoreUnavailable
+from anabranch.services.history.store import NOT_JOINED, ChangeRejected, SnapshotStore, StoreUnavailable
 from anabranch.shared.contracts.codec import Undecodable, decode
 from anabranch.shared.contracts.messages import RUN_EVENTS
 from anabranch.shared.contracts.text import writable
@@ -124,6 +124,9 @@ class Projector:
         for change, seq in zip(changes, before, strict=True):
             if isinstance(seq, ChangeRejected):
                 rejected[change.run_id] = str(seq)
+                continue
+            if seq == NOT_JOINED:
+                self._metrics.not_joined(change.last_seq - change.first_seq + 1)
                 continue
             projected += max(0, change.last_seq - max(seq, change.first_seq - 1) - change.missing)
             repeated += change.repeated + max(0, min(seq, change.last_seq) - change.first_seq + 1)

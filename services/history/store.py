@@ -16,21 +16,26 @@ from anabranch.shared.runtime.snapshots import SEQ
 _SCRIPT_BYTES: Final = 4 * 1024 * 1024
 _SCRIPT_RUNS: Final = 200
 
-# KEYS: the runs' hashes. ARGV, of one run after the other: its last seq, seconds to live, its channel, the status with
-# which it has ended or nothing, how many arguments follow, then fields and values, `seq` among them.
+# KEYS: the runs' hashes. ARGV, of one run after the other: its last seq, the seq that its snapshot must have for the
+# change to join it, seconds to live, its channel, the status with which it has ended or nothing, how many arguments
+# follow, then fields and values, `seq` among them.
 # The channel is told the seq; of an end also the status, and the bytes of the hash: who waits need not ask for them.
-# Answers for each run the seq that its snapshot had before (0 if it is no number), or that its key is no hash. A
-# thousand fields at a time: Lua's stack holds 8,000 arguments.
+# What does not join would be a run with holes: its hash goes, nobody is told, and the record answers.
+# Answers for each run the seq that its snapshot had before (0 if it is no number), that the change did not join (-1),
+# or that its key is no hash. A thousand fields at a time: Lua's stack holds 8,000 arguments.
 _OVERWRITE: Final = """
 local answers, at = {}, 1
 for run, key in ipairs(KEYS) do
-  local seq, ttl, channel, ended, size = unpack(ARGV, at, at + 4)
-  local first = at + 5
+  local seq, joins, ttl, channel, ended, size = unpack(ARGV, at, at + 5)
+  local first = at + 6
   at = first + size
   local before = redis.pcall('HGET', key, 'seq') or '0'
   local known = tonumber(before) or 0
   answers[run] = before.err and before or known
-  if not before.err and tonumber(seq) > known then
+  if not before.err and known < tonumber(joins) then
+    redis.call('DEL', key)
+    answers[run] = -1
+  elseif not before.err and tonumber(seq) > known then
     for from = first, at - 1, 2000 do
       redis.call('HSET', key, unpack(ARGV, from, math.min(from + 1999, at - 1)))
     end
@@ -45,6 +50,10 @@ return answers
 """
 
 
+NOT_JOINED: Final = -1
+"""What the store says of a change to a run of which it holds too little: it keeps nothing of that run."""
+
+
 class StoreUnavailable(AnabranchError):
     """The store did not take the changes now; some may have been applied. Writing them again is safe."""
 
@@ -57,18 +66,25 @@ class SnapshotStore(Protocol):
     """Applies changes to snapshots; applying one twice changes nothing."""
 
     async def apply(self, changes: Sequence[RunChange]) -> list[int | ChangeRejected]:
-        """Return for each change the seq its snapshot had before. Raises `StoreUnavailable`."""
+        """Return for each change the seq its snapshot had before, or `NOT_JOINED`. Raises `StoreUnavailable`."""
         ...
 
 
 class RedisSnapshots:
-    """Snapshots as Redis hashes, those of many runs changed by one script: a call per run cost twice as much."""
+    """Snapshots as Redis hashes, those of many runs changed by one script: a call per run cost twice as much.
 
-    def __init__(self, redis: Redis, keys: RedisKeys, *, active_ttl_s: int, ended_ttl_s: int) -> None:
+    `only_whole`: there is a record, which answers for runs that Redis has lost. Without one, what is known of such a
+    run since then is better than nothing.
+    """
+
+    def __init__(
+        self, redis: Redis, keys: RedisKeys, *, active_ttl_s: int, ended_ttl_s: int, only_whole: bool = False
+    ) -> None:
         self._redis = redis
         self._keys = keys
         self._active_ttl_s = active_ttl_s
         self._ended_ttl_s = ended_ttl_s
+        self._only_whole = only_whole
         self._sha = ""
 
     async def apply(self, changes: Sequence[RunChange]) -> list[int | ChangeRejected]:
@@ -103,7 +119,8 @@ class RedisSnapshots:
         ttl_s = self._ended_ttl_s if change.ended else self._active_ttl_s
         channel = self._keys.channel(change.run_id)
         size = 2 * (1 + len(change.fields))
-        arguments = [change.last_seq, ttl_s, channel, change.ended, size, SEQ, change.last_seq]
+        joins = change.first_seq - 1 if self._only_whole else 0
+        arguments = [change.last_seq, joins, ttl_s, channel, change.ended, size, SEQ, change.last_seq]
         for field in change.fields.items():
             arguments += field
         return arguments

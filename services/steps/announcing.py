@@ -1,8 +1,9 @@
 """Announces a step type, and again when the announcement was overwritten or removed; notices when its topic is gone.
 
 Anybody may write the step-types topic. What stands there last under the type's name is what gateways check pipelines
-against, so the service looks after it for as long as it lives. Two versions of one service each want their own to stand
-there: while both run they take turns with growing pauses, and the one that stays has the last word.
+against, so the service looks after it for as long as it lives: the first time it is written again at once. Two versions
+of one service each want their own to stand there: while both run they take turns with growing pauses of some seconds at
+most, and the one that stays has the last word.
 """
 
 import asyncio
@@ -24,8 +25,9 @@ from anabranch.shared.runtime.owned import Fail
 from anabranch.shared.runtime.settings import Settings
 
 _LOOK_MS: Final = 5_000  # a poll of the topic without records ends after this; then the command topic is looked for
-_AGAIN_AFTER_S: Final = 2.0
-_AGAIN_AT_MOST_S: Final = 600.0
+_AGAIN_AFTER_S: Final = 0.1  # the second time in a row; the first time at once, for pipelines are refused meanwhile
+_AGAIN_AT_MOST_S: Final = 3.0
+_QUIET_S: Final = 15.0  # after this the next time is a first one
 _PAUSE_S: Final = 5.0  # after an error of Kafka's
 _GONE_AFTER_S: Final = 5.0  # orchestrators look every two seconds: none misses that the commands in it are gone
 
@@ -65,7 +67,8 @@ class Announcing:
         self._log = log
         self._fail = fail
         self._partition = TopicPartition(settings.topics.step_types, 0)
-        self._pause_s = _AGAIN_AFTER_S
+        self._pause_s = 0.0
+        self._again_at_s = -_QUIET_S
         self._last: bytes | None = None  # what stands under our name, as far as was read
 
     def announce(self) -> None:
@@ -102,11 +105,18 @@ class Announcing:
             await self._read_to_end(consumer)
             if self._last != self._record.value:
                 self._log.warning("the step type was announced otherwise: announcing it again", uses=self._name)
-                await asyncio.sleep(self._pause_s)
-                self._pause_s = min(2 * self._pause_s, _AGAIN_AT_MOST_S)
+                await self._pause()
                 self.announce()
                 await self._outbox.acknowledged()
             await self._topic_is_there(consumer)
+
+    async def _pause(self) -> None:
+        """Wait for the own turn: not at all after a quiet while, then longer each time."""
+        now_s = asyncio.get_running_loop().time()
+        was_quiet = now_s - self._again_at_s > _QUIET_S
+        self._pause_s = 0.0 if was_quiet else min(max(2 * self._pause_s, _AGAIN_AFTER_S), _AGAIN_AT_MOST_S)
+        await asyncio.sleep(self._pause_s)
+        self._again_at_s = now_s + self._pause_s
 
     async def _read_to_end(self, consumer: AIOKafkaConsumer) -> None:
         """Wait for a while for what is written, and read all of it."""

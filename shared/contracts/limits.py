@@ -110,6 +110,19 @@ DEFAULT_STEP_TIMEOUT_S: Final = 300.0
 DEFAULT_WINDOW: Final = 256  # steps of one run dispatched and not finished; results release the next
 STEPS_PER_TURN: Final = 256  # steps one decision may settle; a larger expansion goes on by a Continue record
 
+MAX_DELETED_EVENTS: Final = 5_000  # of runs deleted in one transaction: a tenth of a second; one larger run is alone
+MAX_DELETED_RUNS: Final = 500  # likewise, of runs with few events
+
+# What the record in SQL takes: names are parts of keys and indexes, of which PostgreSQL allows 2.7 KB each.
+MAX_RECORDED_NAME_BYTES: Final = 4 * 255  # a tenant's is the longest, MAX_CLAIM_CHARS
+MAX_SEARCHED_VALUE_BYTES: Final = 512  # of an input's or label's name and value; of longer ones the beginning
+MAX_SEARCHED_INPUTS: Final = 100  # of one run, beside its labels
+MAX_SEARCHED_ERROR_CHARS: Final = 500  # of the message of a run's error
+MAX_SEARCHED_VALUES: Final = 10  # labels and inputs of one search: each is looked up for every run that fits the first
+MAX_SEARCHED_TEXT_CHARS: Final = 200
+MAX_PAGE_RUNS: Final = 200  # of one page of a search
+MAX_RECORDED_NUMBER: Final = 2**31 - 1  # of an event's place in its run, and of an attempt
+
 MAX_API_KEYS: Final = 100_000
 """API keys that a gateway knows at once: some 60 MB of memory."""
 

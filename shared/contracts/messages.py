@@ -287,6 +287,7 @@ class RunStarted(RunEvent):
     inputs: dict[str, Any]
     labels: dict[str, str] = {}
     body_hash: str = ""
+    rules: int = 1  # the version of the rules it is decided under, until an orchestrator with others takes it over
     steps: dict[str, str]
 
 

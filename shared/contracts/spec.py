@@ -294,6 +294,9 @@ def _large_spec(value: Any) -> Generator[None, None, PipelineSpec]:
         value["steps"] = dict(items[:_STEPS_PER_SLICE])
     # What is any JSON need not be looked at, which takes longest: it is taken out, and put back.
     inputs = {name: step.pop("with") for name, step in items if isinstance(step, dict) and "with" in step}
+    schemas = value.get("inputs") if isinstance(value, dict) else None
+    if isinstance(schemas, dict):
+        value["inputs"] = {name: {} if isinstance(schema, dict) else schema for name, schema in schemas.items()}
     outputs = value.get("outputs") if isinstance(value, dict) else None
     if isinstance(outputs, dict):
         value["outputs"] = dict.fromkeys(outputs)
@@ -307,7 +310,10 @@ def _large_spec(value: Any) -> Generator[None, None, PipelineSpec]:
             steps[name] = steps[name].model_copy(update={"with_": inputs[name]})
         if number % _STEPS_PER_SLICE == 0:
             yield
-    return spec.model_copy(update={"steps": steps, "outputs": spec.outputs if outputs is None else outputs})
+    taken_out = {"inputs": schemas, "outputs": outputs}
+    return spec.model_copy(
+        update={"steps": steps} | {name: any_ for name, any_ in taken_out.items() if any_ is not None}
+    )
 
 
 def parse_spec(canonical: str | bytes) -> PipelineSpec:

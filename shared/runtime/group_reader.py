@@ -8,7 +8,7 @@ may pass; a new assignment begins unpaused, so its partitions are paused in the 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -27,6 +27,10 @@ from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReade
 _MAX_FETCHED: Final = 2_000
 _TAKE_BYTES: Final = 4 * MIB  # of one take: what is taken is parsed at once
 _POLL_S: Final = 0.5  # far below max.poll.interval
+
+
+async def _where_the_group_is(_partition: int) -> None:
+    """Say nothing else."""
 
 
 class AssignmentListener(Protocol):
@@ -63,7 +67,7 @@ class GroupReader(Generic[R]):
 
     The member itself reads nothing: it tells what is ours and from which offsets on, and a `TopicReader` reads.
     `tagged` makes of the records of a partition, fetched under an assignment, what is served; `rest_s` is as in
-    `TopicReader`.
+    `TopicReader`; `begins` says of a partition that has become ours where to go on, None for where the group is.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class GroupReader(Generic[R]):
         tagged: Callable[[int, Sequence[Record], int], Sequence[R]],
         fail: Fail,
         rest_s: Callable[[int], float] = at_once,
+        begins: Callable[[int], Awaitable[int | None]] = _where_the_group_is,
         **overrides: Any,
     ) -> None:
         self._topic = topic
@@ -85,6 +90,7 @@ class GroupReader(Generic[R]):
         self._member: AIOKafkaConsumer = new_consumer(settings, group_id=group, **(own | overrides))
         self._reader = TopicReader(settings, topic, self._deliver, rest_s=rest_s)
         self._fail = fail
+        self._begins = begins
         self._background: list[OwnedTask] = []
         self._seeking: OwnedTask | None = None
         self._next: dict[int, int] = {}  # the offset to serve next, of each partition that is ours
@@ -126,6 +132,11 @@ class GroupReader(Generic[R]):
             for partition in self._next:
                 self._reader.resume(partition)
         return taken
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """The offset to serve next, of each partition that is ours."""
+        return dict(self._next)
 
     def stay(self) -> None:
         """Stay a member for another `max.poll.interval` without taking anything, as `take` does."""
@@ -182,7 +193,9 @@ class GroupReader(Generic[R]):
 
     async def _seek(self, partitions: Collection[TopicPartition]) -> None:
         for tp in partitions:
-            self._next[tp.partition] = await self._member.position(tp)  # the committed one, or the first there is
+            told = await self._begins(tp.partition)
+            # That of the group is the committed one, or the first there is.
+            self._next[tp.partition] = await self._member.position(tp) if told is None else told
             self._seek_to_next(tp.partition)
 
     def _seek_to_next(self, partition: int) -> None:

@@ -17,6 +17,7 @@ import orjson
 HEADER: Final = struct.Struct(">IB")  # bytes that follow, and what they are
 READY, RESULT, REFUSED, FAILED, IS_WORN = 0, 1, 2, 4, 8  # a worn process is not to be asked again
 
+_NICE: Final = 10  # whoever waits for a whole answer gives way to those that answer thousands
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _WORN_BYTES: Final = 64 * 1024 * 1024  # of memory kept beyond what it began with: less would be left for the next
 
@@ -34,6 +35,7 @@ def main() -> None:
     """Serve `module:function`, with limits of memory and of processor time for each request, until the input ends."""
     name, memory_bytes, cpu_s, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     _end_with(parent)
+    os.nice(_NICE)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints, prints beside the answers
     for number in (signal.SIGINT, signal.SIGTERM):  # of the whole group: the service finishes first, then ends us

@@ -38,6 +38,14 @@ class RedisKeys:
         """The pub/sub channel of a run's events."""
         return f"{self.prefix}:events:{run_id}"
 
+    def progress(self) -> str:
+        """How far the live snapshots are, by partition of the run events: the next offset."""
+        return f"{self.prefix}:progress"
+
+    def record(self) -> str:
+        """The pub/sub channel that is told which runs a batch of the record has changed."""
+        return f"{self.prefix}:record"
+
     def worker_memory(self, uses: str, bucket: int | str) -> str:
         """What workers of a step type know about attempts, by bucket."""
         return f"{self.prefix}:worker:{uses}:{bucket}"

@@ -42,6 +42,7 @@ _UNPREFIXED = {
 _OTHERS = frozenset(
     {
         "ANABRANCH_API_KEY",
+        "ANABRANCH_DATABASE_URL",
         "ANABRANCH_HOME",
         "ANABRANCH_HTTP_ALLOW",
         "ANABRANCH_SECRETS_ALLOW",

@@ -1,11 +1,14 @@
-"""A run's snapshot in Redis: one hash per run, one field per fact, and the run document that is made of them.
+"""A run as fields, one per fact, and the one place where the run document is made of them.
 
-History writes it field by field, so that an event costs the same in a run of 5 steps and of 5,000; the gateway puts the
-document together when somebody reads it. Every field but `seq`, `status`, `tenant` and `body_hash` is JSON.
+Wherever a run is read from, it is read as these fields: a hash in Redis, rows of the record, the run's events one upon
+the other, or what a gateway has just accepted. History writes them one by one, so that an event costs the same in a run
+of 5 steps and of 5,000; the gateway puts the document together when somebody reads it. `run`, `end` and the steps are
+JSON, the others plain.
 
 | field | written by | holds |
 |---|---|---|
-| `seq` | every event | the last event that is in the snapshot |
+| `seq` | every event | the last event that is in |
+| `created_at` | `RunStarted` | when the run began: with `seq` it tells one state of one run from any other |
 | `status` | `RunStarted`, `RunEnded` | the run's status |
 | `tenant` | `RunStarted` | whose run it is: nobody else may read it |
 | `body_hash` | `RunStarted` | hash of the submission's body |
@@ -15,6 +18,7 @@ document together when somebody reads it. Every field but `seq`, `status`, `tena
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -33,6 +37,7 @@ SEQ: Final = b"seq"
 STATUS: Final = b"status"
 BODY_HASH: Final = b"body_hash"
 TENANT: Final = b"tenant"
+CREATED_AT: Final = b"created_at"
 RUN: Final = b"run"
 END: Final = b"end"
 STEP_PREFIX: Final = b"step:"
@@ -42,6 +47,25 @@ RUNNING: Final = "running"
 ENDED_STATUSES: Final = frozenset({"succeeded", "failed", "cancelled", "timed_out"})
 
 Fields = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a run stands, without its document; `size` is what its fields take where they are kept, in bytes.
+
+    A key that is used again long after its run has ended begins another run with the same id: `created_at` and `seq`
+    together tell one state of one run from every other.
+    """
+
+    status: str
+    seq: int
+    created_at: str
+    size: int = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in ENDED_STATUSES
 
 
 def fields_of(event: RunEventMessage) -> Fields:
@@ -64,16 +88,7 @@ def _own_fields_of(event: RunEventMessage) -> Fields:
             return _ended_run(event)
 
 
-def document(run_id: str, fields: Mapping[bytes, bytes]) -> bytes:
-    """Return the run document (architecture §5) as JSON; steps stand in the order of the definition."""
-    header = orjson.loads(fields[RUN]) if RUN in fields else {}
-    end = orjson.loads(fields[END]) if END in fields else {}
-    status = fields[STATUS].decode() if STATUS in fields else RUNNING
-    return _document(run_id, header, status=status, end=end, steps=_steps(header.get("steps", {}), fields))
-
-
-def accepted_document(
-    run_id: str,
+def accepted_fields(
     *,
     pipeline: str,
     tenant: str,
@@ -81,15 +96,66 @@ def accepted_document(
     labels: Mapping[str, str],
     steps: Mapping[str, str],
     created_at: str,
-) -> bytes:
-    """Return the run document of a run that nobody has taken up yet; `steps` says what each of them uses."""
-    header = {"pipeline": pipeline, "tenant": tenant, "inputs": inputs, "labels": labels, "created_at": created_at}
-    return _document(run_id, header, status=ACCEPTED, end={}, steps=_steps(steps, {}))
+) -> Fields:
+    """Return the fields of a run that nobody has taken up yet; `steps` says what each of them uses."""
+    header = {
+        "pipeline": pipeline,
+        "tenant": tenant,
+        "inputs": inputs,
+        "labels": labels,
+        "created_at": created_at,
+        "steps": steps,
+    }
+    return {
+        SEQ: b"0",
+        CREATED_AT: created_at.encode(),
+        RUN: _json(header),
+        STATUS: ACCEPTED.encode(),
+        TENANT: tenant.encode(),
+    }
+
+
+def is_whole(fields: Mapping[bytes, bytes]) -> bool:
+    """Return whether the fields are a run, and not only what its later events said."""
+    return RUN in fields and SEQ in fields
+
+
+def document(run_id: str, fields: Mapping[bytes, bytes]) -> bytes:
+    """Return the run document (architecture §5) as JSON; steps stand in the order of the definition."""
+    header = orjson.loads(fields[RUN]) if RUN in fields else {}
+    end = orjson.loads(fields[END]) if END in fields else {}
+    return orjson.dumps(
+        {
+            "id": run_id,
+            "pipeline": header.get("pipeline"),
+            "revision": header.get("revision"),
+            "tenant": header.get("tenant"),
+            "status": status_of(fields),
+            "inputs": header.get("inputs"),
+            "outputs": end.get("outputs"),
+            "error": end.get("error"),
+            "labels": header.get("labels", {}),
+            "created_at": header.get("created_at"),
+            "started_at": header.get("started_at", end.get("started_at")),
+            "finished_at": end.get("finished_at"),
+            "steps": _steps(header.get("steps", {}), fields),
+        }
+    )
 
 
 def status_of(fields: Mapping[bytes, bytes]) -> str:
     """Return the run's status, `running` when only events after its start are known."""
     return fields.get(STATUS, RUNNING.encode()).decode()
+
+
+def standing_of(fields: Mapping[bytes, bytes]) -> Standing:
+    """Return where a whole run stands."""
+    return Standing(
+        status=status_of(fields),
+        seq=int(fields[SEQ]),
+        created_at=fields.get(CREATED_AT, b"").decode(),
+        size=sum(len(name) + len(value) for name, value in fields.items()),
+    )
 
 
 def _started_run(event: RunStarted) -> Fields:
@@ -104,6 +170,7 @@ def _started_run(event: RunStarted) -> Fields:
         "steps": event.steps,
     }
     return {
+        CREATED_AT: event.at.encode(),
         RUN: _json(header),
         STATUS: RUNNING.encode(),
         TENANT: event.tenant.encode(),
@@ -175,32 +242,11 @@ def _step(
 
 
 def _steps(uses_of: Mapping[str, str], fields: Mapping[bytes, bytes]) -> dict[str, Any]:
-    pending = {step: _step(uses, "pending") for step, uses in uses_of.items()}
-    changed = {
-        name[len(STEP_PREFIX) :].decode(): orjson.Fragment(value)
-        for name, value in fields.items()
-        if name.startswith(STEP_PREFIX)
-    }
-    return pending | changed
+    """Return the steps by name; those that the definition does not name are in the order of their names.
 
-
-def _document(
-    run_id: str, header: Mapping[str, Any], *, status: str, end: Mapping[str, Any], steps: Mapping[str, Any]
-) -> bytes:
-    return orjson.dumps(
-        {
-            "id": run_id,
-            "pipeline": header.get("pipeline"),
-            "revision": header.get("revision"),
-            "tenant": header.get("tenant"),
-            "status": status,
-            "inputs": header.get("inputs"),
-            "outputs": end.get("outputs"),
-            "error": end.get("error"),
-            "labels": header.get("labels", {}),
-            "created_at": header.get("created_at"),
-            "started_at": header.get("started_at", end.get("started_at")),
-            "finished_at": end.get("finished_at"),
-            "steps": steps,
-        }
-    )
+    Fields are in another order in each place that they are read from.
+    """
+    steps: dict[str, Any] = {step: _step(uses, "pending") for step, uses in uses_of.items()}
+    for name in sorted(name for name in fields if name.startswith(STEP_PREFIX)):
+        steps[name[len(STEP_PREFIX) :].decode()] = orjson.Fragment(fields[name])
+    return steps

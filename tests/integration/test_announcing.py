@@ -92,7 +92,7 @@ async def test_what_is_written_over_an_announcement_is_written_over(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A forged one, one that nobody can read, a removal; two versions take turns with growing pauses."""
-    monkeypatch.setattr(module, "_AGAIN_AFTER_S", 0.1)
+    monkeypatch.setattr(module, "_QUIET_S", 600.0)
     service = Service(settings)
     await service.start()
     await until_stands(settings, service.value, 1)
@@ -100,13 +100,14 @@ async def test_what_is_written_over_an_announcement_is_written_over(
     for number, value in enumerate((forged, b"{", None), 1):
         service.outbox.append(settings.topics.step_types, 0, b"say", value, ())
         await until_stands(settings, service.value, 1 + 2 * number)
+        assert service._announcing._pause_s == (0, 0.1, 0.2)[number - 1]  # at once, then later each time
     service.outbox.append(settings.topics.step_types, 0, b"another", b"{", ())  # not ours
     other = Service(settings, "2")
     await other.start()
-    await until_stands(settings, service.value, 12)  # the second time that it has taken its turn, and so has the other
+    await until_stands(settings, service.value, 16)  # each has taken its turn three times
     assert min(each._announcing._pause_s for each in (service, other)) >= 0.2  # doubled at each turn
     await service.stop()
-    await until_stands(settings, other.value, 13)
+    await until_stands(settings, other.value, 17)
     await other.stop()
 
 

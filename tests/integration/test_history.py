@@ -2,10 +2,16 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+import os
+import re
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import pytest
@@ -14,6 +20,8 @@ from aiokafka.structs import TopicPartition
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.ports import free_port
@@ -22,14 +30,22 @@ from anabranch.shared.contracts.messages import DEAD_LETTERS, QueuedStep, RunEnd
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.topics import DEAD_LETTERS as DEAD_LETTERS_TOPIC
 from anabranch.shared.contracts.topics import RUN_EVENTS
+from anabranch.shared.record.database import open_database
+from anabranch.shared.record.reading import RecordReader
+from anabranch.shared.record.schema import upgrade
+from anabranch.shared.record.tables import METADATA, RUNS
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer
 from anabranch.shared.runtime.redis import RedisKeys
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.snapshots import SEQ, document
+from tests.support.databases import a_database, a_postgres, postgres_tools
 from tests.support.one_service import OneService, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[2]
 AT = "2026-01-31T12:00:00.000000Z"
 PREFIXES = count()
 
@@ -116,6 +132,12 @@ async def kafka(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Local
 async def valkey(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRedis]:
     async with LocalRedis(tmp_path_factory.mktemp("redis"), free_port()) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with a_postgres() as url:
+        yield url
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -245,6 +267,133 @@ async def test_two_histories_share_the_work_and_a_gap_is_counted(bench: Bench) -
         missing = [await each.metric("anabranch_history_missing_events_total") for each in (one, other)]
         assert sum(missing) == 1
         assert await bench.redis.hget(bench.keys.run("gap"), SEQ) == b"5"
+
+
+async def test_redis_emptied_under_a_run_holds_nothing_of_it_and_the_record_all(bench: Bench, tmp_path: Path) -> None:
+    """A hash that begins in the middle would be a run with holes; who follows runs is told by the record."""
+    url = f"sqlite:///{tmp_path}/record.db"
+    database = open_database(url, name="test")
+    await upgrade(database)
+    await bench.create_topics()
+    events, channel = events_of("r"), bench.redis.pubsub()
+    await channel.subscribe(bench.keys.record())
+    async with bench.history(DATABASE_URL=url) as history:
+        await bench.write(*events[:2])
+        await eventually(lambda: bench.run("r"))
+        await bench.redis.flushall()
+        await bench.write(*events[2:])
+        async for message in channel.listen():
+            if message["type"] == "message" and message["data"].endswith(b" 5 succeeded"):
+                break
+        await eventually(lambda: _at_least(history, 'anabranch_history_events_total{outcome="not_joined"}', 3))
+        assert await bench.run("r") is None
+        fields = await RecordReader(database).fields("r", "default")
+        assert fields is not None
+        shown = orjson.loads(document("r", fields))
+        assert (shown["status"], shown["steps"]["s1"]["output"]) == ("succeeded", {"of": "s1"})
+    await channel.aclose()
+    await database.dispose()
+
+
+BACKUP_COMMANDS = re.findall(
+    r"^```sh\n(.*?)^```",
+    (ROOT / "docs" / "record.md").read_text().partition("## Backup and restore")[2],
+    flags=re.MULTILINE | re.DOTALL,
+)
+"""Of the guide, in its order: backup and backup, restore and restore; of SQLite and of PostgreSQL each."""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_a_record_that_was_lost_is_restored_as_the_guide_says_and_catches_up(
+    bench: Bench, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Backed up while runs go on; after more of them it is dropped and restored, and every row is as it was.
+
+    One partition has its first event after the backup, which says nothing of it then.
+    """
+    backs_up, restores = BACKUP_COMMANDS[kind == "postgresql" :: 2]
+    partitions = bench.settings.run_partitions
+    runs = [events_of(f"r{number}", steps=5) for number in range(30)]
+    late = [events for events in runs if partition_of(events[0].run_id.encode(), partitions) == 0]
+    *early, half_done = [events for events in runs if events not in late]
+    async with AsyncExitStack() as open_:
+        url = f"sqlite:///{tmp_path}/record.db"
+        if kind == "postgresql":
+            url = await open_.enter_async_context(a_database(request.getfixturevalue("postgres")))
+        await _with_database(url, upgrade)
+        await bench.create_topics()
+        async with bench.history(DATABASE_URL=url, ANABRANCH_RECORD_KEEP_DAYS=0) as history:
+            await bench.write(*(event for events in early for event in events), *half_done[:4])
+            await eventually(lambda: _with_database(url, partial(_has, run_id=half_done[0].run_id, seq=4)))
+            await _carry_out(backs_up, tmp_path, url)
+            await bench.write(*half_done[4:], *(event for events in late for event in events))
+            ends = await _ends(bench)
+            await eventually(lambda: _with_database(url, partial(_is_at, ends=ends)))
+            rows = await _with_database(url, _rows)
+            assert len(rows["events"]) == 30 * 8
+            await history.stop()
+            await _carry_out(restores, tmp_path, url)
+            assert 0 < len((await _with_database(url, _rows))["events"]) < len(rows["events"])
+            await history.start()
+            await eventually(lambda: _with_database(url, partial(_is_at, ends=ends)), words=history.words)
+            assert await _with_database(url, _rows) == rows
+
+
+async def _carry_out(commands: str, folder: Path, url: str) -> None:
+    """Run commands of the guide, with PostgreSQL's tools from its wheel and Python in place of SQLite's."""
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    sqlite3 = tools / "sqlite3"
+    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute(sys.argv[2])"
+    sqlite3.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{program}' \"$@\"\n")
+    sqlite3.chmod(0o755)
+    environment = os.environ | {"DATABASE_URL": url, "PATH": f"{tools}:{postgres_tools()}:{os.environ['PATH']}"}
+    shell = await asyncio.create_subprocess_exec(
+        "sh", "-eu", "-c", commands, cwd=folder, env=environment, stdout=PIPE, stderr=STDOUT
+    )
+    said, _ = await asyncio.wait_for(shell.communicate(), 60)
+    assert shell.returncode == 0, said.decode()
+
+
+async def _with_database(url: str, work: Callable[[AsyncEngine], Awaitable[T]]) -> T:
+    database = open_database(url, name="test", connections=1)
+    try:
+        return await work(database)
+    finally:
+        await database.dispose()
+
+
+async def _rows(database: AsyncEngine) -> dict[str, list[Any]]:
+    """Return every row of every table."""
+    async with database.connect() as connection:
+        return {
+            name: [tuple(row) for row in await connection.execute(select(table).order_by(*table.primary_key.columns))]
+            for name, table in METADATA.tables.items()
+        }
+
+
+async def _has(database: AsyncEngine, run_id: str, seq: int) -> bool:
+    """Whether the record has a run up to an event."""
+    async with database.connect() as connection:
+        return await connection.scalar(select(RUNS.c.seq).where(RUNS.c.run_id == run_id)) == seq
+
+
+async def _is_at(database: AsyncEngine, ends: dict[int, int]) -> bool:
+    """Whether the record is where the run events end."""
+    progress = await RecordReader(database).progress()
+    return {partition: one.next_offset for partition, one in progress.items()} == ends
+
+
+async def _ends(bench: Bench) -> dict[int, int]:
+    topic = bench.settings.topics.run_events
+    consumer = new_consumer(bench.settings)
+    await consumer.start()
+    try:
+        ends = await consumer.end_offsets([TopicPartition(topic, n) for n in range(bench.settings.run_partitions)])
+    finally:
+        await consumer.stop()
+    assert all(ends.values())
+    return {place.partition: end for place, end in ends.items()}
 
 
 async def _at_least(history: OneService, metric: str, value: float) -> bool:

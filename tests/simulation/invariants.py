@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 from anabranch.services.orchestrator.core import changelog
 from anabranch.services.orchestrator.core.effects import Channel
 from anabranch.services.orchestrator.partition_task import PartitionTask
+from anabranch.services.orchestrator.replay import Replay
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import decode
 from anabranch.shared.contracts.errors import ErrorType
+from anabranch.shared.contracts.partitioner import partition_of
+from anabranch.shared.runtime.topic_reader import Record as TopicRecord
 
 from .harm import Drawn
 from .oracle import Output, Restored, Told, tell
@@ -82,6 +85,7 @@ def check(world: "World") -> list[str]:
     faults += _check_commands(world)
     faults += _check_dead_letters(world, told)
     faults += _check_forgetting(world, told)
+    faults += _check_replays(world)
     return faults
 
 
@@ -297,6 +301,22 @@ def _check_forgetting(world: "World", told: list[Told]) -> list[str]:
             faults.append(f"the changelog of partition {number} keeps {sorted(live)[:3]}")
         if left := one.partition.runs.keys() - one.untouched:
             faults.append(f"partition {number}: the inbox says that {len(left)} runs have not ended")
+    return faults
+
+
+def _check_replays(world: "World") -> list[str]:
+    """A run can be rebuilt from the inbox alone, whatever befell the processes. Every third is: it takes time."""
+    topics, faults = world.broker.topics, []
+    harmed = {run_id for runs in world.harm.harmed.values() for run_id in runs}
+    for run_id in sorted({submission.message.run_id for submission in world.submissions} - harmed)[::3]:
+        partition = partition_of(run_id.encode(), topics.runs)
+        replay = Replay(run_id)
+        for record in world.broker.log(topics.inbox, partition).records:
+            replay.take(TopicRecord(*record))
+        events = world.broker.log(topics.run_events, partition).records
+        written = list(dict.fromkeys(record.value for record in events if record.key == run_id.encode()))
+        if [event.value for event in replay.events] != written:
+            faults.append(f"run {run_id} is replayed otherwise than it was decided")
     return faults
 
 

@@ -62,6 +62,11 @@ class OneService:
         self._child.kill()
         await self._child.wait()
 
+    async def stop(self) -> None:
+        """Stop it as a supervisor does; `start` starts it again."""
+        assert self._child is not None
+        await self._child.stop(60)
+
     async def until_ended(self) -> int:
         """Return its exit code once it has ended of itself."""
         assert self._child is not None

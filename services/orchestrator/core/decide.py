@@ -122,7 +122,7 @@ def _started(run: Run) -> Unsaid:
     return partial(
         m.RunStarted, run_id=run.id, at=rfc3339(run.at), pipeline=run.pipeline.name,
         revision=submission.revision, tenant=submission.tenant, inputs=submission.inputs, labels=submission.labels,
-        body_hash=submission.body_hash, steps=dict(run.pipeline.uses),
+        body_hash=submission.body_hash, rules=RULES_VERSION, steps=dict(run.pipeline.uses),
     )  # fmt: skip
 
 

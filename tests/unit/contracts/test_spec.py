@@ -1,6 +1,10 @@
 """The models know the whole language, its units and its defaults."""
 
+import json
+import sys
 import time
+from collections.abc import Generator
+from types import FrameType
 from typing import Any
 
 import jsonschema_rs
@@ -17,6 +21,7 @@ from anabranch.shared.contracts.spec import (
     StepSpec,
     not_yet,
     parse_spec,
+    parse_spec_in_slices,
     pipeline_json_schema,
 )
 from anabranch.shared.contracts.validation import validate_pipeline
@@ -173,3 +178,31 @@ def test_ten_thousand_steps_are_modelled_quickly() -> None:
     started = time.process_time()
     assert len(parse_spec(text).steps) == 10_000
     assert time.process_time() - started < 60  # a hang guard; 0.08 to 0.13 on the machine of record
+
+
+def test_an_inputs_schema_is_not_looked_into_when_a_large_definition_is_taken_up() -> None:
+    """It is any JSON, of which a definition may hold a quarter of a million values: the gateway looked at them."""
+    schema = {"const": [{"d": n} for n in range(20_000)]}
+    text = json.dumps({"name": "p", "inputs": {"m": schema}, "steps": {"a": {"uses": "say"}}})
+    looks = 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal looks
+        looks += event == "call" and frame.f_code.co_name == "_get_type_name"  # pydantic's, for each value of any JSON
+
+    sys.setprofile(count)
+    try:
+        spec = result_of(parse_spec_in_slices(text))
+    finally:
+        sys.setprofile(None)
+    assert spec == parse_spec(text)
+    assert looks < 1_000
+
+
+def result_of(slices: Generator[None, None, PipelineSpec]) -> PipelineSpec:
+    """Return what a generator returns."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            return end.value

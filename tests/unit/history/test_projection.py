@@ -3,7 +3,7 @@ import orjson
 from anabranch.services.history.projection import project
 from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.messages import StepChanged
-from anabranch.shared.runtime.snapshots import document
+from anabranch.shared.runtime.snapshots import accepted_fields, document, is_whole
 
 from .fakes import AT, LATER, run_ended, run_started, step_succeeded, steps_queued
 
@@ -91,3 +91,23 @@ def test_a_snapshot_without_its_start_is_still_readable() -> None:
     [change] = project([step_succeeded(3, "a"), run_ended(4)])
     run = orjson.loads(document("r", change.fields))
     assert (run["status"], run["pipeline"], list(run["steps"]), run["started_at"]) == ("succeeded", None, ["a"], AT)
+
+
+def test_steps_that_no_definition_names_stand_in_one_order() -> None:
+    """Redis, SQL and events have them in an order each."""
+    [change] = project([step_succeeded(3, "b"), step_succeeded(4, "a"), run_ended(5)])
+    other = dict(reversed(change.fields.items()))
+    assert document("r", other) == document("r", change.fields)
+    assert list(orjson.loads(document("r", other))["steps"]) == ["a", "b"]
+
+
+def test_an_accepted_run_looks_like_one_that_has_begun() -> None:
+    """But for its status and the time of its start: both are made of fields in one place."""
+    [change] = project(WHOLE_RUN[:1])
+    fields = accepted_fields(
+        pipeline="p", tenant="default", inputs={"n": 1}, labels={"a": "b"}, created_at=AT,
+        steps={"a": "http", "b": "sql"},
+    )  # fmt: skip
+    begun = document("r", change.fields).replace(b'"running"', b'"accepted"')
+    assert document("r", fields) == begun.replace(b'"started_at":"%b"' % AT.encode(), b'"started_at":null')
+    assert is_whole(fields)

@@ -1,0 +1,35 @@
+"""Tells the gateways how far the snapshots are: they compare it with Kafka, and say how stale a read is."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from anabranch.shared.runtime.redis import RedisKeys
+
+_EVERY_S: Final = 0.5  # below the second from which a read is called stale
+
+
+class RedisProgress:
+    """One hash, with the next offset of each partition of the run events."""
+
+    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+        self._redis = redis
+        self._key = keys.progress()
+
+    async def tell_for_ever(self, reached: Callable[[], Mapping[int, int]]) -> None:
+        """Tell it twice a second, whether it has changed or not: Redis may have been emptied, or be an old one."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            await self.tell(reached())
+
+    async def tell(self, reached: Mapping[int, int]) -> None:
+        """Tell it once; while Redis does not take it nobody knows, and the loop that writes snapshots says why."""
+        if not reached:
+            return
+        try:
+            await self._redis.hset(self._key, mapping={str(each): offset for each, offset in reached.items()})
+        except (RedisError, OSError, TimeoutError):
+            return

@@ -1,0 +1,1 @@
+"""Tests of the record in SQL, each on SQLite and on PostgreSQL."""

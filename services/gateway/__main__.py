@@ -8,6 +8,8 @@ from aiohttp import web
 
 from anabranch.services.gateway.api_keys import ApiKeyReader, ApiKeys
 from anabranch.services.gateway.app import create_app
+from anabranch.services.gateway.cache import RunCache
+from anabranch.services.gateway.followers import Followers
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.issuer import Issuer, IssuerKeys
 from anabranch.services.gateway.key_uses import KeyUses
@@ -16,10 +18,13 @@ from anabranch.services.gateway.pressure import LagWatch, Pressure
 from anabranch.services.gateway.rate_limit import RateLimits, SharedCounts
 from anabranch.services.gateway.reads import AcceptedRuns, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
+from anabranch.services.gateway.staleness import Staleness, StalenessWatch
 from anabranch.services.gateway.step_types import CommandTopicWatch, StepTypeReader, StepTypes
 from anabranch.services.gateway.tokens import Tokens
 from anabranch.services.gateway.waiting import ChannelListener, Watches
 from anabranch.shared.contracts.topics import API_KEYS, DEFINITIONS, STEP_TYPES
+from anabranch.shared.record.database import open_database
+from anabranch.shared.record.reading import RecordReader
 from anabranch.shared.runtime.clients import new_admin
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.descriptors import allow_descriptors
@@ -44,9 +49,17 @@ class Gateway:
         self._step_types = StepTypes()
         self._pressure = Pressure(self._outbox, settings, metrics)
         self._watches = Watches(settings.max_waiters, metrics, max_of_client=settings.max_waiters_of_client)
+        url = settings.database_url
+        self._record = open_database(url, name=settings.instance) if url else None
         keys, accepted = RedisKeys(settings.topic_prefix), AcceptedRuns()
-        reads = RunReads(self._redis, keys, accepted, metrics)
-        self._listener = ChannelListener(self._redis, keys, self._watches, metrics=metrics, log=service.log)
+        cache = RunCache(self._redis, keys, metrics, ended_ttl_s=settings.snapshot_ttl_s, is_all=self._record is None)
+        reader = RecordReader(self._record) if self._record else None
+        reads = RunReads(cache, reader, accepted, metrics)
+        staleness = Staleness(settings.run_partitions, metrics)
+        self._followers = Followers(settings.max_streams, settings.max_streams_of_client, metrics)
+        self._listener = ChannelListener(
+            self._redis, keys, self._watches, self._followers, metrics=metrics, log=service.log
+        )
         self._announcements = new_consumer(settings)
         self._type_reader = StepTypeReader(
             self._announcements, settings.topics.step_types, self._step_types, metrics=metrics, log=service.log
@@ -63,6 +76,9 @@ class Gateway:
         self._offsets = new_consumer(settings)
         self._admin = new_admin(settings)
         self._lag = LagWatch(self._offsets, self._admin, self._pressure, settings, service.log)
+        self._stale = StalenessWatch(
+            self._offsets, cache, reader, staleness=staleness, pressure=self._pressure, settings=settings
+        )
         self._certificate = _certificate(service, metrics)
         self.app = create_app(
             settings=settings,
@@ -72,7 +88,10 @@ class Gateway:
             pressure=self._pressure,
             intake=Intake(self._outbox, reads, accepted, settings, metrics),
             reads=reads,
+            record=self._record,
+            staleness=staleness,
             watches=self._watches,
+            followers=self._followers,
             rate_limits=RateLimits(SharedCounts(self._redis), keys, settings, metrics),
             api_keys=self._api_keys,
             tokens=Tokens(self._issuer_keys, settings),
@@ -115,6 +134,7 @@ class Gateway:
                 start(self._key_uses.write(), "write when API keys were used"),
                 start(self._topic_watch.watch(), "watch command topics"),
                 start(self._lag.watch(), "watch the inbox's lag"),
+                start(self._stale.watch(), "watch how far behind reads are"),
                 start(self._listener.listen(), "listen to run channels"),
                 start(_until_failed(self._outbox), "watch the outbox"),
             ]
@@ -124,6 +144,7 @@ class Gateway:
                 running.append(start(self._certificate.watch(self._settings.tls_check_s), "watch the certificate"))
             await self._service.stopping.wait()
             self._watches.release_all()
+            self._followers.close()
             await self._service.stop_listening()
             for task in running:
                 task.cancel()
@@ -136,6 +157,8 @@ class Gateway:
         await self._admin.close()
         await self._topics_admin.close()
         await self._redis.aclose()
+        if self._record is not None:
+            await self._record.dispose()
         await self._outbox.stop(self._service.deadline)
 
 

@@ -14,6 +14,9 @@ RunStatus = Literal["accepted", "running", "paused", "succeeded", "failed", "can
 StepStatus = Literal[
     "pending", "waiting", "queued", "running", "succeeded", "failed", "timed_out", "cancelled", "skipped"
 ]
+AttemptStatus = Literal[
+    "waiting", "queued", "running", "succeeded", "failed", "timed_out", "cancelled", "skipped", "lost"
+]
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_LABEL_CHARS)]
 LabelText = Annotated[str, StringConstraints(max_length=MAX_LABEL_CHARS)]
 Time = Annotated[str, Field(description="RFC 3339 with microseconds.", json_schema_extra={"format": "date-time"})]
@@ -89,6 +92,71 @@ class RunDocument(BaseModel):
     started_at: Time | None
     finished_at: Time | None
     steps: dict[str, StepDocument]
+
+
+class AttemptDocument(BaseModel):
+    """An attempt of a step; `lost`: its worker fell silent, and another took the step."""
+
+    attempt: int
+    status: AttemptStatus
+    queued_at: Time | None
+    started_at: Time | None
+    finished_at: Time | None
+    queued_ms: int | None = Field(description="How long it waited for a worker, in milliseconds.")
+    ran_ms: int | None = Field(description="How long its worker had it, in milliseconds.")
+    error: StepError | None
+
+
+class AttemptsDocument(BaseModel):
+    """The attempts of a step, the first one first."""
+
+    id: str
+    step: str
+    attempts: list[AttemptDocument]
+
+
+class ListedRunDocument(BaseModel):
+    """A run as a list shows it; `labels` are the beginnings of long ones."""
+
+    id: str
+    pipeline: str
+    revision: int | None
+    status: RunStatus
+    labels: dict[str, str]
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    error_type: str | None
+
+
+class RunsDocument(BaseModel):
+    """A page of runs, the newest first; `next_cursor` is where the next one begins."""
+
+    runs: list[ListedRunDocument]
+    next_cursor: str | None
+    counts: dict[str, int] | None = Field(default=None, description="Runs by status, each `counted_up_to` at most.")
+    counted_up_to: int | None = None
+
+
+class FiguresDocument(BaseModel):
+    """What ended of a pipeline, or of one of its steps; durations in milliseconds, by the nearest rank."""
+
+    pipeline: str
+    step: str | None = None
+    ended: int
+    failed: int
+    failure_rate: float
+    p50_ms: int | None
+    p95_ms: int | None
+
+
+class StatisticsDocument(BaseModel):
+    """Figures of a window; of its newest runs or steps alone unless `is_all`."""
+
+    since: Time
+    looked_at: int
+    is_all: bool
+    statistics: list[FiguresDocument]
 
 
 class ValidatedDocument(BaseModel):

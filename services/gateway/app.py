@@ -1,6 +1,7 @@
 """The application: routes, and what stands around every handler."""
 
 from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.gateway import keys
@@ -10,6 +11,7 @@ from anabranch.services.gateway.api_keys import ApiKeys
 from anabranch.services.gateway.authentication import Doors, authentication, permission
 from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.crowd import limits
+from anabranch.services.gateway.followers import Followers
 from anabranch.services.gateway.headers import add_headers
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
@@ -22,11 +24,13 @@ from anabranch.services.gateway.reads import RunReads
 from anabranch.services.gateway.request_log import request_log
 from anabranch.services.gateway.routes import ROUTES
 from anabranch.services.gateway.settings import GatewaySettings
+from anabranch.services.gateway.staleness import Staleness
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.submissions import SubmissionReader
 from anabranch.services.gateway.tokens import Tokens
 from anabranch.services.gateway.waiting import Watches
 from anabranch.shared.contracts.limits import MAX_BODY_BYTES
+from anabranch.shared.record.reading import RecordReader
 from anabranch.shared.runtime.listener import LISTENING, Listening
 from anabranch.shared.runtime.tls import ServerCertificate
 
@@ -40,7 +44,10 @@ def create_app(
     pressure: Pressure,
     intake: Intake,
     reads: RunReads,
+    record: AsyncEngine | None,
+    staleness: Staleness,
     watches: Watches,
+    followers: Followers,
     rate_limits: RateLimits,
     api_keys: ApiKeys,
     tokens: Tokens,
@@ -85,6 +92,10 @@ def create_app(
     app[keys.PRESSURE] = pressure
     app[keys.INTAKE] = intake
     app[keys.READS] = reads
+    app[keys.RECORD] = record
+    app[keys.RECORD_READER] = RecordReader(record) if record else None
+    app[keys.FOLLOWERS] = followers
+    app[keys.STALENESS] = staleness
     app[keys.WATCHES] = watches
     app.add_routes(ROUTES)
     return app

@@ -10,10 +10,11 @@ from typing import Final, Protocol, TypeVar
 import orjson
 from aiokafka.structs import RecordMetadata
 
+from anabranch.services.gateway.cache import KnownKey
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
 from anabranch.services.gateway.reading import Definition, Submission
-from anabranch.services.gateway.reads import AcceptedRuns, KnownKey, ReadsUnavailable, RunReads
+from anabranch.services.gateway.reads import AcceptedRuns, ReadsUnavailable, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.shared.contracts.bounded import BoundedMemory
 from anabranch.shared.contracts.codec import Encoded, Headers, encode, trace_id_or
@@ -163,10 +164,18 @@ class Intake:
             )
         if key.accepted or known.status is not None:
             self._metrics.run_repeated()
-            return Accepted(known.status or ACCEPTED, repeated=True)
+            return Accepted(known.status or await self._recorded_status(request.run_id) or ACCEPTED, repeated=True)
         await self._append(request, body_hash=body_hash, keep_s=self._settings.idempotency_keep_s)
         key.accepted = True
         return Accepted()
+
+    async def _recorded_status(self, run_id: str) -> str | None:
+        """Return how a run is that was accepted here and is unknown to Redis: it may have lost it."""
+        try:
+            async with asyncio.timeout(_REDIS_WITHIN_S):
+                return await self._reads.recorded_status(run_id)
+        except TimeoutError:
+            return None
 
     async def _known(self, hashes: Sequence[tuple[str, str]]) -> list[KnownKey]:
         """Return what Redis knows of the keys: nothing while it is away, since the core drops repeats anyway."""

@@ -3,18 +3,22 @@
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.gateway.body import Bodies
+from anabranch.services.gateway.followers import Followers
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import Pressure
 from anabranch.services.gateway.principal import Principal
 from anabranch.services.gateway.reads import RunReads
 from anabranch.services.gateway.settings import GatewaySettings
+from anabranch.services.gateway.staleness import Staleness
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.submissions import SubmissionReader
 from anabranch.services.gateway.waiting import Watches
+from anabranch.shared.record.reading import RecordReader
 
 if TYPE_CHECKING:
     from anabranch.services.gateway.rate_limit import RateLimits  # which finds its own things by these keys
@@ -29,6 +33,10 @@ BODIES: Final = web.AppKey("bodies", Bodies)
 PRESSURE: Final = web.AppKey("pressure", Pressure)
 INTAKE: Final = web.AppKey("intake", Intake)
 READS: Final = web.AppKey("reads", RunReads)
+RECORD: Final[web.AppKey[AsyncEngine | None]] = web.AppKey("record")  # none where no database is set
+RECORD_READER: Final[web.AppKey[RecordReader | None]] = web.AppKey("record_reader")  # likewise
+FOLLOWERS: Final = web.AppKey("followers", Followers)
+STALENESS: Final = web.AppKey("staleness", Staleness)
 WATCHES: Final = web.AppKey("watches", Watches)
 
 # Of one request.

@@ -24,7 +24,16 @@ class GatewayMetrics(ServiceMetrics):
         self._lag = self.gauge("inbox_lag", "Records the orchestrators are behind; -1 when unknown.")
         self._lag.set(-1)
         self._waiters = self.gauge("waiters", "Requests that wait for a run's end.")
+        self._followers = self.gauge("event_streams", "Streams of run events that are open.")
         self._redis_errors = self.counter("redis_errors", "Calls to Redis that failed, by what for.", ["use"])
+        self._reads = self.counter("run_reads", "Runs that were read, by where they were found.", ["source"])
+        for source in ("redis", "sql", "accepted", "none"):
+            self._reads.labels(source)
+        self._behind = self.gauge(
+            "projection_behind_seconds",
+            "For how long, at least, a projection has not reached what was in Kafka; of its partition furthest behind.",
+            ["projection"],
+        )
         self._issuer = self.counter("issuer_requests", "Requests for the keys of the tokens' issuer.", ["outcome"])
         self._rate_limited = self.counter("rate_limited", "Requests over their client's limit.", ["class"])
         self._turned_away = self.counter("turned_away", "What was refused because of how many there are.", ["what"])
@@ -79,9 +88,21 @@ class GatewayMetrics(ServiceMetrics):
         """One more request waits, or one less."""
         self._waiters.inc(change)
 
+    def following(self, change: int) -> None:
+        """One more stream of events is open, or one less."""
+        self._followers.inc(change)
+
     def redis_failed(self, use: str) -> None:
         """Redis did not answer."""
         self._redis_errors.labels(use).inc()
+
+    def run_read(self, source: str) -> None:
+        """Somebody read a run, and this is where it was: Redis was hit, or missed it."""
+        self._reads.labels(source).inc()
+
+    def projection_behind(self, projection: str, seconds: float) -> None:
+        """Snapshots or record have not reached what was in Kafka so long ago."""
+        self._behind.labels(projection).set(seconds)
 
     def issuer_asked(self, outcome: str) -> None:
         """The tokens' issuer was asked for its keys."""

@@ -12,12 +12,19 @@ from anabranch.services.gateway import answers
 from anabranch.services.gateway.problems import MEDIA_TYPE, Kind
 from anabranch.services.gateway.route_classes import CLASSES, SCOPES, RouteClass
 from anabranch.shared.contracts.durations import DURATION_PATTERN
-from anabranch.shared.contracts.limits import MAX_IDEMPOTENCY_KEY_CHARS
+from anabranch.shared.contracts.limits import (
+    MAX_IDEMPOTENCY_KEY_CHARS,
+    MAX_PAGE_RUNS,
+    MAX_SEARCHED_TEXT_CHARS,
+    MAX_SEARCHED_VALUES,
+)
 from anabranch.shared.contracts.spec import PipelineSpec, closed
+from anabranch.shared.record.search import STATUSES
 
 JSON: Final = "application/json"
 YAML: Final = "application/yaml"
-Content = type[BaseModel] | str | tuple[type[BaseModel], ...]  # a model as JSON, a media type, or one of some models
+# A model as JSON, a media type, one of some models, or nothing.
+Content = type[BaseModel] | str | tuple[type[BaseModel], ...] | None
 
 _ANYWHERE: Final = (
     Kind.BAD_REQUEST, Kind.METHOD_NOT_ALLOWED, Kind.EXPECTATION_FAILED, Kind.TOO_SLOW, Kind.HEAD_TOO_LARGE,
@@ -38,6 +45,7 @@ class Operation:
     problems: tuple[Kind, ...] = ()
     links: tuple[tuple[str, str], ...] = ()  # what takes the id of the run that is answered
     takes_yaml: bool = True
+    headers: tuple[str, ...] = ()  # of its answers
 
 
 # By method and path as in the URL table; a test compares.
@@ -52,6 +60,7 @@ OPERATIONS: Final = {
         parameters=("wait", "key", "trace"),
         problems=(Kind.KEY_REUSED, Kind.OUTCOME_UNKNOWN),
         links=(("GET", "/v1/runs/{id}"), ("POST", "/v1/runs/{id}/cancel")),
+        headers=("Anabranch-Stale",),
     ),
     ("POST", "/v1/runs:batch"): Operation(
         "Submit many runs",
@@ -60,14 +69,61 @@ OPERATIONS: Final = {
         takes_yaml=False,
         parameters=("trace",),
     ),
+    ("GET", "/v1/runs"): Operation(
+        "Search runs",
+        {200: ("A page of runs, the newest first", answers.RunsDocument)},
+        parameters=(
+            "status",
+            "of_pipeline",
+            "revision",
+            "since",
+            "until",
+            "label",
+            "input",
+            "error_type",
+            "text",
+            "limit",
+            "cursor",
+            "counts",
+        ),
+        headers=("Anabranch-Stale",),
+    ),
+    ("GET", "/v1/statistics"): Operation(
+        "Read how long runs took and how often they failed",
+        {200: ("Figures by pipeline, or by step", answers.StatisticsDocument)},
+        parameters=("of_pipeline", "since", "by"),
+        headers=("Anabranch-Stale",),
+    ),
     ("GET", "/v1/runs/{id}"): Operation(
-        "Read a run", {200: ("The run", answers.RunDocument)}, parameters=("id", "wait"), problems=(Kind.NOT_FOUND,)
+        "Read a run",
+        {200: ("The run", answers.RunDocument), 304: ("It is as the client has it already", None)},
+        parameters=("id", "wait", "known"),
+        problems=(Kind.NOT_FOUND,),
+        headers=("ETag", "Anabranch-Stale"),
+    ),
+    ("GET", "/v1/runs/{id}/steps/{step}/attempts"): Operation(
+        "List the attempts of a step",
+        {200: ("The first one first", answers.AttemptsDocument)},
+        parameters=("id", "step"),
+        problems=(Kind.NOT_FOUND,),
+        headers=("Anabranch-Stale",),
     ),
     ("POST", "/v1/runs/{id}/cancel"): Operation(
         "Cancel a run",
         {202: ("Kafka has the cancellation", answers.AcceptedDocument)},
         parameters=("id", "trace"),
         problems=(Kind.NOT_FOUND, Kind.CONFLICT),
+    ),
+    ("GET", "/v1/runs/{id}/events"): Operation(
+        "Follow a run's events",
+        {200: ("Server-sent events, until the run's last one", "text/event-stream")},
+        parameters=("id", "last_event_id", "last_event", "follow"),
+        problems=(Kind.NOT_FOUND,),
+    ),
+    ("GET", "/v1/events"): Operation(
+        "Follow the events of all runs",
+        {200: ("Server-sent events, without end", "text/event-stream")},
+        parameters=("last_event_id", "last_event"),
     ),
     ("POST", "/v1/pipelines:validate"): Operation(
         "Check a definition", {200: ("It may run", answers.ValidatedDocument)}, takes=PipelineSpec
@@ -95,14 +151,76 @@ OPERATIONS: Final = {
 }
 
 _RUN_ID: Final = {"type": "string", "format": "uuid"}
+_TEXT: Final = {"type": "string"}
+_SOME_TIME: Final = {
+    "anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "pattern": DURATION_PATTERN}]
+}
+_PAIRS: Final = {"type": "array", "items": {"type": "string", "pattern": "^[^=]+="}, "maxItems": MAX_SEARCHED_VALUES}
 _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "id": {"name": "id", "in": "path", "required": True, "description": "The run.", "schema": _RUN_ID},
+    "step": {
+        "name": "step",
+        "in": "path",
+        "required": True,
+        "description": "The step's id in its definition.",
+        "schema": {"type": "string"},
+    },
+    "known": {
+        "name": "If-None-Match",
+        "in": "header",
+        "description": "`ETag`s of states that the client has: if the run is in one of them, the answer is 304.",
+        "schema": {"type": "string"},
+    },
     "asset": {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}},
     "wait": {
         "name": "wait",
         "in": "query",
         "description": "Answer when the run has ended or this time is up: like 30s, or seconds; 5m at most.",
         "schema": {"type": "string", "pattern": f"{DURATION_PATTERN}|^[0-9]{{1,9}}$"},
+    },
+    **{
+        key: {"name": key.removeprefix("of_"), "in": "query", "description": words, "schema": schema}
+        for key, words, schema in (
+            ("status", "Any of these.", {"type": "array", "items": {"enum": list(STATUSES)}, "uniqueItems": True}),
+            ("of_pipeline", "Of this name.", _TEXT),
+            ("revision", "Of this revision.", {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}),
+            ("since", "Begun at this time or later: RFC 3339, or so long ago: 15m, 7d.", _SOME_TIME),
+            ("until", "Begun before this time.", _SOME_TIME),
+            ("label", "With these labels: name=value.", _PAIRS),
+            ("input", "With these inputs: name=value, JSON of what is no text.", _PAIRS),
+            ("error_type", "Ended with an error of this type.", _TEXT),
+            (
+                "text",
+                "In the pipeline's name, the error's message or the beginning of the id, whatever its case.",
+                {
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": MAX_SEARCHED_TEXT_CHARS,
+                },
+            ),
+            ("limit", "Runs of a page.", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_RUNS, "default": 50}),
+            ("cursor", "The `next_cursor` of the page before.", _TEXT),
+            ("counts", "Count them by status, too.", {"type": "boolean", "default": False}),
+            ("by", "Of whole runs, or of each step.", {"enum": ["pipeline", "step"], "default": "pipeline"}),
+        )
+    },
+    "last_event_id": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "Go on after the event with this `id`.",
+        "schema": {"type": "string"},
+    },
+    "follow": {
+        "name": "follow",
+        "in": "query",
+        "description": "Go on after what there is by now, to the run's end.",
+        "schema": {"type": "boolean", "default": True},
+    },
+    "last_event": {
+        "name": "last_event_id",
+        "in": "query",
+        "description": "The same, for pages: their `EventSource` sends no header with its first request.",
+        "schema": {"type": "string"},
     },
     "key": {
         "name": "Idempotency-Key",
@@ -115,6 +233,13 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
         "in": "header",
         "description": "The run goes on in this trace (W3C Trace Context); what is none is passed over.",
         "schema": {"type": "string"},
+    },
+}
+_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "ETag": {"description": "Names this state of the run.", "schema": {"type": "string"}},
+    "Anabranch-Stale": {
+        "description": "The read is behind the engine by so many seconds, at least; absent for one or less.",
+        "schema": {"type": "integer", "minimum": 1},
     },
 }
 _SECURITY: Final = {
@@ -140,6 +265,7 @@ def openapi_document(*, asks_for_keys: bool) -> dict[str, Any]:
         "components": {
             "schemas": _schemas(),
             "parameters": _PARAMETERS,
+            "headers": _HEADERS,
             "securitySchemes": _SECURITY,
         },
     }
@@ -184,8 +310,10 @@ def _answers(operation: Operation) -> dict[str, Any]:
         _id_of(*route): {"operationId": _id_of(*route), "parameters": {"id": "$response.body#/id"}}
         for route in operation.links
     }
+    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in operation.headers}
+    more = ({"links": links} if links else {}) | ({"headers": headers} if headers else {})
     return {
-        str(status): {"description": words, "content": _content(content)} | ({"links": links} if links else {})
+        str(status): {"description": words} | ({"content": _content(content)} if content is not None else {}) | more
         for status, (words, content) in operation.answers.items()
     }
 
@@ -194,7 +322,7 @@ def _id_of(method: str, path: str) -> str:
     return f"{method.lower()} {path}"
 
 
-def _content(content: Content) -> dict[str, Any]:
+def _content(content: type[BaseModel] | str | tuple[type[BaseModel], ...]) -> dict[str, Any]:
     if isinstance(content, str):
         return {content: {}}
     if isinstance(content, tuple):
@@ -207,7 +335,7 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _models(content: Content) -> tuple[type[BaseModel], ...]:
-    if isinstance(content, str):
+    if content is None or isinstance(content, str):
         return ()
     return content if isinstance(content, tuple) else (content,)
 

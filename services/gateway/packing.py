@@ -24,9 +24,16 @@ def packing() -> Middleware:
             added["Vary"] = ", ".join(filter(None, (added.get("Vary"), "Accept-Encoding")))
             if accepts_gzip(request.headers.getall("Accept-Encoding", ())):
                 response.enable_compression(web.ContentCoding.gzip)
+                _weaken_tag(response)
         return response
 
     return packed
+
+
+def _weaken_tag(response: web.Response) -> None:
+    """Have the tag say the same of the packed bytes, which a strong one would not (RFC 9110 §8.8.1)."""
+    if (tag := response.headers.get("ETag", "")).startswith('"'):
+        response.headers["ETag"] = f"W/{tag}"
 
 
 def accepts_gzip(given: "list[str] | tuple[str, ...]") -> bool:

@@ -128,6 +128,6 @@ def of_http_error(error: web.HTTPException) -> ProblemError:
     return ProblemError(kind, detail, headers=kept)
 
 
-def unavailable(detail: str, *, retry_after_s: int) -> ProblemError:
+def unavailable(detail: str, *, retry_after_s: int | None) -> ProblemError:
     """Return the answer to a request that may work a little later."""
     return ProblemError(Kind.UNAVAILABLE, detail, retry_after_s=retry_after_s)

@@ -11,6 +11,8 @@ from anabranch.shared.contracts.ids import is_idempotency_key
 from anabranch.shared.contracts.limits import MAX_IDEMPOTENCY_KEY_CHARS
 
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+ANY_STATE: Final = "*"
+
 _SECONDS: Final = re.compile(r"[0-9]{1,9}")
 
 
@@ -39,6 +41,19 @@ def refuse_query(request: web.Request) -> None:
         raise ProblemError(Kind.BAD_REQUEST, f"The query parameter {name[:80]!r} is not known here.")
 
 
+def known_states(request: web.Request) -> frozenset[str]:
+    """Return the states of a resource that the client has already (`If-None-Match`); what is none is passed over.
+
+    Whether a tag is weak makes no difference here (RFC 9110 §13.1.2).
+    """
+    given = request.headers.get("If-None-Match")
+    if given is None:
+        return frozenset()
+    if given.strip() == ANY_STATE:
+        return frozenset({ANY_STATE})
+    return frozenset(tag.value for tag in request.if_none_match or ()) - {ANY_STATE}
+
+
 def idempotency_key_of(request: web.Request) -> str | None:
     """Return the `Idempotency-Key`, or None. Raises a 400 problem."""
     given = request.headers.getall("Idempotency-Key", None)
@@ -50,6 +65,33 @@ def idempotency_key_of(request: web.Request) -> str | None:
             f"An Idempotency-Key is 1 to {MAX_IDEMPOTENCY_KEY_CHARS} visible ASCII characters, sent once.",
         )
     return given[0]
+
+
+def last_event_id_of(request: web.Request) -> str | None:
+    """Return the `Last-Event-ID` of a client that goes on, or None.
+
+    A page's `EventSource` can send no header with its first request: `?last_event_id=` says the same. Raises a 400
+    problem.
+    """
+    given = request.headers.getall("Last-Event-ID", []) or request.query.getall("last_event_id", [])
+    if len(given) > 1:
+        raise ProblemError(Kind.BAD_REQUEST, "Last-Event-ID is sent once.")
+    return given[0] if given and given[0] else None
+
+
+def follows(request: web.Request) -> bool:
+    """Return whether a stream goes on after what there is by now: not with `?follow=false`. Raises a 400 problem."""
+    given = request.query.getall("follow", ["true"])
+    if len(given) > 1 or given[0] not in ("true", "false"):
+        raise ProblemError(Kind.BAD_REQUEST, "follow is true or false, given once.")
+    return given[0] == "true"
+
+
+def refuse_query_but(request: web.Request, *known: str) -> None:
+    """Raise a 400 problem for a query that has anything else."""
+    for name in request.query if request.query_string else ():
+        if name not in known:
+            raise ProblemError(Kind.BAD_REQUEST, f"The query parameter {name[:80]!r} is not known here.")
 
 
 def trace_id_of(request: web.Request) -> str:

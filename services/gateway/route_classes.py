@@ -22,8 +22,13 @@ class RouteClass(Enum):
 CLASSES: Final = {
     ("POST", "/v1/runs"): RouteClass.CHANGE,
     ("POST", "/v1/runs:batch"): RouteClass.CHANGE,
+    ("GET", "/v1/runs"): RouteClass.READ,
+    ("GET", "/v1/statistics"): RouteClass.READ,
     ("GET", "/v1/runs/{id}"): RouteClass.READ,
+    ("GET", "/v1/runs/{id}/steps/{step}/attempts"): RouteClass.READ,
     ("POST", "/v1/runs/{id}/cancel"): RouteClass.CHANGE,
+    ("GET", "/v1/runs/{id}/events"): RouteClass.READ,
+    ("GET", "/v1/events"): RouteClass.READ,
     ("POST", "/v1/pipelines:validate"): RouteClass.READ,
     ("GET", "/v1/step-types"): RouteClass.READ,
     ("GET", "/openapi.json"): RouteClass.OPEN,
@@ -39,8 +44,13 @@ CLASSES: Final = {
 SCOPES: Final = {
     ("POST", "/v1/runs"): Scope.SUBMIT,
     ("POST", "/v1/runs:batch"): Scope.SUBMIT,
+    ("GET", "/v1/runs"): Scope.READ,
+    ("GET", "/v1/statistics"): Scope.READ,
     ("GET", "/v1/runs/{id}"): Scope.READ,
+    ("GET", "/v1/runs/{id}/steps/{step}/attempts"): Scope.READ,
     ("POST", "/v1/runs/{id}/cancel"): Scope.OPERATE,
+    ("GET", "/v1/runs/{id}/events"): Scope.READ,
+    ("GET", "/v1/events"): Scope.READ,
     ("POST", "/v1/pipelines:validate"): Scope.SUBMIT,
     ("GET", "/v1/step-types"): Scope.READ,
 }

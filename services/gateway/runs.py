@@ -1,8 +1,9 @@
 """Handlers of runs."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Final
 
 import orjson
@@ -10,11 +11,18 @@ from aiohttp import web
 
 from anabranch.services.gateway import keys
 from anabranch.services.gateway.body import ClientLeft, media_type_of
-from anabranch.services.gateway.client import client_of, tenant_of
+from anabranch.services.gateway.client import client_of, is_heard, tenant_of
 from anabranch.services.gateway.intake import Accepted, Request
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
-from anabranch.services.gateway.reads import ReadsBusy, ReadsUnavailable, RunView
-from anabranch.services.gateway.requests import idempotency_key_of, refuse_query, trace_id_of, wait_s_of
+from anabranch.services.gateway.reads import EndNotReadable, ReadsBusy, ReadsUnavailable, RunView
+from anabranch.services.gateway.requests import (
+    ANY_STATE,
+    idempotency_key_of,
+    known_states,
+    refuse_query,
+    trace_id_of,
+    wait_s_of,
+)
 from anabranch.services.gateway.waiting import Watch, until_ended
 from anabranch.shared.contracts.ids import new_run_id, run_id_for_key
 from anabranch.shared.contracts.limits import KIB
@@ -52,39 +60,61 @@ async def submit_run(request: web.Request) -> web.StreamResponse:
             watch.seen_open()
         else:  # it may be known, and its run may have ended long ago
             watch.look()
-        return await _when_ended(request, run_id, watch, deadline, accepted)
+        try:
+            return await _when_ended(request, run_id, watch, deadline, partial(_answer_to_submit, accepted=accepted))
+        except ReadsUnavailable:
+            return _accepted(run_id, accepted)  # it was accepted all the same
+
+
+async def _answer_to_submit(
+    request: web.Request, run_id: str, size: int | None, *, accepted: Accepted
+) -> web.StreamResponse:
+    async with request.app[keys.READS].view(run_id, tenant_of(request), size=size) as view:
+        if view is None:
+            return _accepted(run_id, accepted)
+        headers = _location(run_id) | _stale(request, run_id, view)
+        return await _sent(request, view, 200 if view.has_ended else 202, headers)
 
 
 async def get_run(request: web.Request) -> web.StreamResponse:
     """`GET /v1/runs/{id}`: the run document; with `?wait=`, when the run has ended or the time is up."""
     app = request.app
-    run_id = _run_id_of(request)
+    run_id = run_id_of(request)
     tenant = tenant_of(request)
     wait_s = wait_s_of(request, app[keys.SETTINGS].max_wait_s)
-    size = None
-    if wait_s and await _is_open(app, run_id, tenant):
-        client = client_of(request)
-        if app[keys.WATCHES].full_for(client):
-            raise ProblemError(Kind.TOO_MANY, "Too many requests wait for runs.", retry_after_s=1)
-        with app[keys.WATCHES].watching(run_id, client) as watch:
-            watch.look()  # it may have ended meanwhile, and others may have been told
-            await until_ended(watch, run_id, app[keys.READS], Deadline.after(wait_s), connected=lambda: _hears(request))
-            size = watch.ended_bytes
-    async with _view(app, run_id, tenant, size=size) as view:
+    try:
+        if wait_s and await app[keys.READS].is_open(run_id, tenant):
+            client = client_of(request)
+            if app[keys.WATCHES].full_for(client):
+                raise ProblemError(Kind.TOO_MANY, "Too many requests wait for runs.", retry_after_s=1)
+            with app[keys.WATCHES].watching(run_id, client) as watch:
+                watch.look()  # it may have ended meanwhile, and others may have been told
+                return await _when_ended(request, run_id, watch, Deadline.after(wait_s), _answer_to_get)
+        return await _answer_to_get(request, run_id, None)
+    except ReadsUnavailable as error:
+        raise not_readable(error) from error
+
+
+async def _answer_to_get(request: web.Request, run_id: str, size: int | None) -> web.StreamResponse:
+    known = known_states(request)
+    async with request.app[keys.READS].view(run_id, tenant_of(request), size=size, known=known) as view:
         if view is None:
-            raise _no_run(run_id)
+            raise no_run(run_id)
         request[keys.RUN_ID] = run_id
-        return await _sent(request, view, 200, {})
+        headers = {"ETag": f'"{view.etag}"'} | _stale(request, run_id, view)
+        if view.etag in known or ANY_STATE in known:
+            return web.Response(status=304, headers=headers | {"Vary": "Accept-Encoding"})
+        return await _sent(request, view, 200, headers)
 
 
 async def cancel_run(request: web.Request) -> web.Response:
     """`POST /v1/runs/{id}/cancel`: 202 when Kafka has acknowledged it, however often; 409 when the run has ended."""
     app = request.app
     refuse_query(request)
-    run_id = _run_id_of(request)
+    run_id = run_id_of(request)
     status = await _status_to_cancel(app, run_id, tenant_of(request))
     if status is None:
-        raise _no_run(run_id)
+        raise no_run(run_id)
     request[keys.RUN_ID] = run_id
     if status in ENDED_STATUSES:
         raise ProblemError(
@@ -104,51 +134,46 @@ async def _status_to_cancel(app: web.Application, run_id: str, tenant: str) -> s
     except ReadsUnavailable as error:
         if app[keys.READS].has_accepted(run_id, tenant):
             return ACCEPTED
-        raise _not_readable(error) from error
+        raise not_readable(error) from error
 
 
-def _run_id_of(request: web.Request) -> str:
+def run_id_of(request: web.Request) -> str:
+    """Return the id in the request's path."""
     return request.match_info["id"].lower()  # hexadecimal digits may be capitals (RFC 9562 §4)
 
 
-def _no_run(run_id: str) -> ProblemError:
+def no_run(run_id: str) -> ProblemError:
+    """Return the problem that there is no such run, or that it is somebody else's."""
     return ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
 
 
 async def _when_ended(
-    request: web.Request, run_id: str, watch: Watch, deadline: Deadline, accepted: Accepted
+    request: web.Request,
+    run_id: str,
+    watch: Watch,
+    deadline: Deadline,
+    answer: Callable[[web.Request, str, int | None], Awaitable[web.StreamResponse]],
 ) -> web.StreamResponse:
+    """Return the answer with the run when it has ended or the time is up. Raises `ReadsUnavailable`."""
     reads = request.app[keys.READS]
-    await until_ended(watch, run_id, reads, deadline, connected=lambda: _hears(request))
-    try:
-        async with reads.view(run_id, tenant_of(request), size=watch.ended_bytes) as view:
-            if view is not None:
-                return await _sent(request, view, 200 if view.has_ended else 202, _location(run_id))
-    except ReadsUnavailable:
-        pass  # the run was accepted all the same
-    return _accepted(run_id, accepted)
+    size = None
+    while True:
+        await until_ended(watch, run_id, reads, deadline, connected=lambda: is_heard(request))
+        told = watch.take_end()
+        size = size if told is None else told
+        try:
+            return await answer(request, run_id, size)
+        except EndNotReadable:
+            if deadline.passed or watch.released or not is_heard(request):
+                raise
+            size = 0  # whatever else is said, it has ended
 
 
-@asynccontextmanager
-async def _view(app: web.Application, run_id: str, tenant: str, *, size: int | None) -> AsyncIterator[RunView | None]:
-    try:
-        async with app[keys.READS].view(run_id, tenant, size=size) as view:
-            yield view
-    except ReadsUnavailable as error:
-        raise _not_readable(error) from error
-
-
-async def _is_open(app: web.Application, run_id: str, tenant: str) -> bool:
-    try:
-        return await app[keys.READS].is_open(run_id, tenant)
-    except ReadsUnavailable as error:
-        raise _not_readable(error) from error
-
-
-def _not_readable(error: ReadsUnavailable) -> ProblemError:
+def not_readable(error: ReadsUnavailable) -> ProblemError:
+    """Return the problem that a run cannot be read now."""
     if isinstance(error, ReadsBusy):
         return unavailable("Too many large runs are being read.", retry_after_s=5)
-    return unavailable("Runs cannot be read now: Redis does not answer.", retry_after_s=1)
+    return unavailable(f"Runs cannot be read now: {error}.", retry_after_s=1)
 
 
 async def _sent(request: web.Request, view: RunView, status: int, headers: dict[str, str]) -> web.StreamResponse:
@@ -181,14 +206,13 @@ def _accepted(run_id: str, accepted: Accepted) -> web.Response:
     )
 
 
+def _stale(request: web.Request, run_id: str, view: RunView) -> dict[str, str]:
+    """Return the header of a read that is behind; of a run that has ended nothing is missing."""
+    return {} if view.has_ended else request.app[keys.STALENESS].headers(run_id, view.source)
+
+
 def _location(run_id: str) -> dict[str, str]:
     return {"Location": f"/v1/runs/{run_id}"}
-
-
-def _hears(request: web.Request) -> bool:
-    """Return whether the client is still there."""
-    transport = request.transport
-    return transport is not None and not transport.is_closing() and not getattr(request.protocol, "half_closed", False)
 
 
 def refuse_before_step_types_are_known(app: web.Application) -> None:

@@ -9,10 +9,10 @@ from anabranch.services.gateway.issuer import ALGORITHMS, checked_url
 from anabranch.services.gateway.origins import origins_of
 from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
 from anabranch.shared.contracts.messages import RunSettings
-from anabranch.shared.runtime.settings import Settings
+from anabranch.shared.record.settings import RecordSettings
 
 
-class GatewaySettings(Settings):
+class GatewaySettings(RecordSettings):
     """Settings of `services.gateway`."""
 
     http_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP API; 0 is any free port.")
@@ -64,6 +64,8 @@ class GatewaySettings(Settings):
     max_wait_s: float = Field(300.0, gt=0, description="The longest `?wait=` accepted.")
     max_waiters: int = Field(10_000, ge=1, description="Requests that may wait for a run's end at once.")
     max_waiters_of_client: int = Field(1_024, ge=1, description="Those of one client.")
+    max_streams: int = Field(4_000, ge=1, description="Streams of events that may be open at once.")
+    max_streams_of_client: int = Field(1_024, ge=1, description="Those of one client.")
     rate_limit: int = Field(
         60, ge=0, description="Requests a minute that submit or change something, of one client; 0 is no limit."
     )

@@ -11,6 +11,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
+from anabranch.services.gateway.followers import Followers
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.reads import RunReads
 from anabranch.shared.runtime.deadline import Deadline
@@ -29,7 +30,7 @@ class Watch:
     def __init__(self) -> None:
         self._changed = asyncio.Event()
         self._has_to_look = False
-        self.ended_bytes: int | None = None  # of the snapshot of the run, once it has ended
+        self.ended_bytes: int | None = None  # once the run has ended: of its snapshot, 0 where nobody has said that
         self.released = False
 
     def look(self) -> None:
@@ -42,10 +43,16 @@ class Watch:
         self._has_to_look = False
         self._changed.clear()
 
-    def end(self, size: int) -> None:
-        """The run has ended, and its snapshot takes so many bytes."""
-        self.ended_bytes = size
+    def end(self, size: int = 0) -> None:
+        """The run has ended, and its snapshot takes so many bytes, as far as that is known."""
+        self.ended_bytes = max(size, self.ended_bytes or 0)
         self._changed.set()
+
+    def take_end(self) -> int | None:
+        """Return what was told of the end; what is told from now on is another message of it."""
+        told, self.ended_bytes = self.ended_bytes, None
+        self._changed.clear()
+        return told
 
     def release(self) -> None:
         """Wait no longer."""
@@ -84,6 +91,11 @@ class Watches:
         """Whether nobody else may wait now."""
         return self._closed or self._count >= self._max_watches
 
+    @property
+    def any(self) -> bool:
+        """Whether anybody waits."""
+        return self._count > 0
+
     def full_for(self, client: str) -> bool:
         """Return whether this client may not wait now."""
         return self.full or self._of_client[client] >= self._max_of_client
@@ -117,8 +129,8 @@ class Watches:
         for watch in self._of_run.get(run_id, ()):
             watch.look()
 
-    def end(self, run_id: str, size: int) -> None:
-        """The run has ended, and its snapshot takes so many bytes."""
+    def end(self, run_id: str, size: int = 0) -> None:
+        """The run has ended, and its snapshot takes so many bytes, as far as that is known."""
         for watch in self._of_run.get(run_id, ()):
             watch.end(size)
 
@@ -162,21 +174,30 @@ async def until_ended(
     """Return when the run has ended, when the time is up, or when nobody is there to be told."""
     while watch.ended_bytes is None and not (deadline.passed or watch.released) and connected():
         if await watch.until_look(min(look_s, deadline.remaining())) and await reads.has_ended(run_id):
-            return
+            watch.end()
 
 
 class ChannelListener:
     """Keeps one pub/sub connection subscribed to the channels of all watched runs."""
 
     def __init__(
-        self, redis: Redis, keys: RedisKeys, watches: Watches, *, metrics: GatewayMetrics, log: FilteringBoundLogger
+        self,
+        redis: Redis,
+        keys: RedisKeys,
+        watches: Watches,
+        followers: Followers,
+        *,
+        metrics: GatewayMetrics,
+        log: FilteringBoundLogger,
     ) -> None:
         self._redis = redis
+        self._followers = followers
         self._watches = watches
         self._metrics = metrics
         self._log = log
         self._channel_of = keys.channel
         self._prefix = keys.channel("").encode()
+        self._record = keys.record().encode()
         self._delay_s = _FIRST_DELAY_S
 
     async def listen(self) -> None:
@@ -195,8 +216,8 @@ class ChannelListener:
 
     async def _follow(self, pubsub: PubSub) -> None:
         self._watches.take_turned()
-        # An own channel keeps the connection in subscribed mode while nobody waits.
-        await pubsub.subscribe(self._channel_of("-"), *map(self._channel_of, self._watches.runs()))
+        # The record's keeps the connection in subscribed mode while nobody waits.
+        await pubsub.subscribe(self._record, *map(self._channel_of, self._watches.runs()))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._subscribe(pubsub), name="subscribe to runs")
             tasks.create_task(self._receive(pubsub), name="receive run channels")
@@ -226,13 +247,25 @@ class ChannelListener:
     def _take(self, message: dict[str, Any]) -> None:
         """Tell who waits when the run ends; have them look when a subscription is confirmed: it may have ended before.
 
-        History says `<seq>`, and `<seq> <status> <bytes of the snapshot>` when the run has ended.
+        History says `<seq>`, and `<seq> <status> <bytes of the snapshot>` when the run has ended. Once a run is in the
+        record it says so on a channel of all: a line `<run id> <seq> <status>`, without a status while it goes on.
         """
         kind = message["type"]
-        if kind == "subscribe":
+        if message["channel"] == self._record:
+            self._take_record(message)
+        elif kind == "subscribe":
             self._watches.look(self._run_of(message))
         elif kind == "message" and len(said := message["data"].split()) == _WORDS_OF_AN_END:
             self._watches.end(self._run_of(message), int(said[-1]))
+
+    def _take_record(self, message: dict[str, Any]) -> None:
+        if message["type"] != "message" or not (self._watches.any or self._followers.any):
+            return
+        lines = [line.decode(errors="replace").split() for line in message["data"].splitlines()]
+        self._followers.tell(said[0] for said in lines if said)
+        for said in lines:
+            if len(said) == _WORDS_OF_AN_END:
+                self._watches.end(said[0])
 
     def _run_of(self, message: dict[str, Any]) -> str:
         channel: bytes = message["channel"]

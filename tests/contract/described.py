@@ -23,6 +23,8 @@ async def judge(url: str, folder: Path, *options: str) -> tuple[int, str]:
     """
     async with aiohttp.ClientSession() as session, session.get(f"{url}/openapi.json") as answer:
         document = await answer.json()
+    for without_end in [path for path in document["paths"] if path.endswith("/events")]:
+        del document["paths"][without_end]  # tests/record/test_streams.py
     for used in _uses(document["components"]["schemas"]):
         used["enum"] = _USED
     document["components"]["parameters"]["wait"]["schema"] = {"enum": _WAITS}

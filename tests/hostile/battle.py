@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -10,16 +11,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
+from aiokafka import AIOKafkaProducer
 
 from anabranch.deploy.local.services import Service, anabranch_services
 from anabranch.deploy.local.stack import LocalStack
 from anabranch.shared.contracts.limits import MIB
-from anabranch.shared.runtime.kafka import Outbox
-from anabranch.shared.runtime.settings import Settings
 from tests.hostile.attacks import ATTACKS, Arena, pools
+from tests.hostile.misdeeds import NICE
 from tests.hostile.watch import LIMIT_BYTES, SERVERS, Watch
 from tests.hostile.zoo import a_zoo
 
@@ -32,14 +33,31 @@ _ATTACK_S: Final = 60.0
 _LOOKED_AT: Final = 3000  # of the runs that were accepted: the last ones
 
 
+class Diamond(NamedTuple):
+    """One of the other client's: when it began, how long it took, and how often it was submitted for that."""
+
+    at: float
+    seconds: float
+    tries: int
+
+
+class Attack(NamedTuple):
+    """One attack: what kind, and from when to when."""
+
+    kind: str
+    began: float
+    ended: float
+
+
 @dataclass(slots=True)
 class Report:
     """What a battle showed."""
 
     seconds: float
     seed: int
-    quiet: list[float] = field(default_factory=list)
-    disturbed: list[float] = field(default_factory=list)
+    quiet: list[Diamond] = field(default_factory=list)
+    disturbed: list[Diamond] = field(default_factory=list)
+    attacks: list[Attack] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)  # of the other client
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     findings: Counter[str] = field(default_factory=Counter)
@@ -83,14 +101,15 @@ class Report:
             f"{self.accepted} hostile runs were accepted, {len(self.endless)} never ended",
             "",
         ]
-        for phase, seconds in (("undisturbed", self.quiet), ("disturbed", self.disturbed)):
-            p50, p99 = percentile(seconds, 50), percentile(seconds, 99)
+        for phase, diamonds in (("undisturbed", self.quiet), ("disturbed", self.disturbed)):
+            p50, p99 = percentile(diamonds, 50), percentile(diamonds, 99)
             lines.append(
-                f"the other client, {phase}: {len(seconds)} diamonds, p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms"
+                f"the other client, {phase}: {len(diamonds)} diamonds, p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms"
             )
         lines += [
             f"ratio of the p99: {self.ratio:.1f} (bar {RATIO:g})",
             f"processes that ended: {dict(self.watch.ended) or 0}",
+            f"beside the slowest hundredth, more often than beside any: {self._beside_the_slowest()}",
             "",
         ]
         for name, size in sorted(self.watch.worst.items()):
@@ -103,10 +122,29 @@ class Report:
             [*lines, "", *(f"MISSED: {what}" for what in self.missed), "every bar is held" if not self.missed else ""]
         )
 
+    def _beside_the_slowest(self) -> str:
+        """Return the kinds of attack that were under way during slow diamonds, with how much more often than usual."""
+        bar = percentile(self.disturbed, 99)
+        slow, all_ = Counter[str](), Counter[str]()
+        for diamond in self.disturbed:
+            beside = {a.kind for a in self.attacks if a.began < diamond.at + diamond.seconds and a.ended > diamond.at}
+            all_.update(beside)
+            if diamond.seconds >= bar:
+                slow.update(beside)
+        most = sum(each.seconds >= bar for each in self.disturbed)
+        shares = {
+            kind: (100 * count / most, count / most / (all_[kind] / len(self.disturbed)))
+            for kind, count in slow.items()
+        }
+        again = sum(each.tries > 1 for each in self.disturbed if each.seconds >= bar)
+        worst = sorted(shares.items(), key=lambda each: -each[1][1])[:6]
+        kinds = ", ".join(f"{kind} {share:.0f} % ({lift:.1f} x)" for kind, (share, lift) in worst)
+        return f"{kinds}; {again} of these {most} were submitted more than once"
 
-def percentile(seconds: Sequence[float], share: int) -> float:
-    """Return the value below which so many per cent are; 0 without any."""
-    ordered = sorted(seconds)
+
+def percentile(diamonds: Sequence[Diamond], share: int) -> float:
+    """Return the seconds below which so many per cent of them took; 0 without any."""
+    ordered = sorted(each.seconds for each in diamonds)
     return ordered[min(len(ordered) - 1, len(ordered) * share // 100)] if ordered else 0.0
 
 
@@ -129,25 +167,26 @@ async def fight(data_dir: Path, minutes: float, seed: int, kinds: Sequence[str])
             phase.append(report.quiet)
             await asyncio.sleep(min(60.0, max(15.0, 60 * minutes * _QUIET_SHARE)))
             phase.append(report.disturbed)
-            outbox = Outbox(Settings(kafka_bootstrap_servers=stack.bootstrap))
-            await outbox.start()
+            os.nice(NICE)
+            producer = AIOKafkaProducer(bootstrap_servers=stack.bootstrap, acks=1)
+            await producer.start()
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ATTACK_S)) as session:
-                arena = Arena(stack.gateway_url, zoo_url, session, outbox, drawn)
+                arena = Arena(stack.gateway_url, zoo_url, session, producer, drawn)
                 await _attack(arena, report, kinds, seed)
                 phase.append([])
                 report.accepted = len(arena.accepted)
                 report.endless = await _endless(arena)
             with suppress(Exception):  # whatever became of what was forged
-                await outbox.stop()
+                await producer.stop()
         watching.cancel()
         report.watch.look()
     return report
 
 
 @asynccontextmanager
-async def _other_client(url: str, report: Report) -> AsyncIterator[list[list[float]]]:
-    """Run the other client; its seconds go to the last list of what is yielded."""
-    phase: list[list[float]] = [[]]
+async def _other_client(url: str, report: Report) -> AsyncIterator[list[list[Diamond]]]:
+    """Run the other client; its diamonds go to the last list of what is yielded."""
+    phase: list[list[Diamond]] = [[]]
     command = (sys.executable, "-m", "tests.hostile.other_client", url)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     reading = asyncio.create_task(_follow(process, phase, report), name="other client")
@@ -159,11 +198,11 @@ async def _other_client(url: str, report: Report) -> AsyncIterator[list[list[flo
         await reading
 
 
-async def _follow(process: asyncio.subprocess.Process, phase: list[list[float]], report: Report) -> None:
+async def _follow(process: asyncio.subprocess.Process, phase: list[list[Diamond]], report: Report) -> None:
     assert process.stdout is not None
     async for line in process.stdout:
         said: dict[str, Any] = json.loads(line)
-        phase[-1].append(said["seconds"])
+        phase[-1].append(Diamond(said["at"], said["seconds"], said["tries"]))
         if said["fault"] is not None:
             report.faults.append(f"{said['tries']} tries: {said['fault']}")
 
@@ -185,16 +224,18 @@ async def _lane(arena: Arena, report: Report, kinds: Sequence[str], chance: rand
             arena.gateway_url,
             arena.zoo_url,
             arena.session,
-            arena.outbox,
+            arena.producer,
             arena.pools,
             arena.topics,
             arena.accepted,
             kind,
         )
+        began = time.monotonic()
         try:
             outcome = await ATTACKS[kind][0](mine, random.Random(chance.random()))
         except OSError as error:
             outcome = f"no connection: {type(error).__name__}"
+        report.attacks.append(Attack(kind, began, time.monotonic()))
         if outcome.startswith("5") and not outcome.startswith("503"):
             report.findings[f"{kind} was answered {outcome}"] += 1
         report.outcomes.setdefault(kind, Counter())[outcome.split(":")[0]] += 1

@@ -10,11 +10,13 @@ import os
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from anabranch.steps import RetryableError, StepContext, TerminalError, serve, step_type
+
+NICE: Final = 10  # of attackers and of the handlers they wrote: they would have machines of their own
 
 
 class Given(BaseModel):
@@ -142,4 +144,5 @@ KINDS = tuple(_DEEDS)
 
 
 if __name__ == "__main__":
+    os.nice(NICE)
     serve(misdeeds)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -25,12 +25,15 @@ from anabranch.services.history.store import RedisSnapshots
 from anabranch.shared.contracts.codec import encode
 from anabranch.shared.contracts.ids import run_id_for_key
 from anabranch.shared.contracts.messages import INBOX as INBOX_MESSAGES
-from anabranch.shared.contracts.messages import RunEnded, RunStarted, StepTypeAnnounced
+from anabranch.shared.contracts.messages import RunEnded, RunEventMessage, RunStarted, StepTypeAnnounced
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.topics import INBOX, STEPS
+from anabranch.shared.record.database import open_database
+from anabranch.shared.record.schema import upgrade
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer
 from anabranch.shared.runtime.redis import RedisKeys
 from anabranch.shared.runtime.settings import Settings
+from tests.support import record_rows
 from tests.support.one_service import OneService, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -78,11 +81,17 @@ class Bench:
 
     async def end(self, run_id: str) -> None:
         """Project a run that starts and ends."""
+        await self.project(self.events(run_id))
+
+    async def project(self, events: Sequence[RunEventMessage]) -> None:
+        await self._snapshots.apply(project(events))
+
+    def events(self, run_id: str) -> list[RunEventMessage]:
         started = RunStarted(run_id=run_id, seq=1, at=AT, pipeline="p", tenant="default", inputs={}, steps={"a": "x"})
         ended = RunEnded(
             type="RunSucceeded", run_id=run_id, seq=2, at=AT, status="succeeded", started_at=AT, outputs={"o": 1}
         )
-        await self._snapshots.apply(project([started, ended]))
+        return [started, ended]
 
     async def submitted(self) -> list[Any]:
         """Return every message of the inbox, each from the partition that it has to be in."""
@@ -280,6 +289,30 @@ async def test_a_gateway_without_an_inbox_is_not_ready_until_there_is_one(bench:
 
 def _seconds(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
+
+
+async def test_a_run_that_redis_lost_is_read_from_the_record(bench: Bench, tmp_path: Path) -> None:
+    """By whoever waits while Redis is emptied, whom the record tells of the end, and by whoever asks later."""
+    await bench.create_inbox()
+    url, keys = f"sqlite:///{tmp_path}/record.db", RedisKeys(bench.settings.topic_prefix)
+    database = open_database(url, name="test")
+    await upgrade(database)
+    async with bench.gateway(DATABASE_URL=url) as gateway:
+        waiting = asyncio.create_task(submit(gateway, query="?wait=60s"))
+        [message] = await eventually(bench.submitted)
+        await eventually(lambda: _is_at(gateway, "anabranch_gateway_waiters", 1))
+        events = bench.events(message.run_id)
+        await bench.project(events[:1])
+        await bench.redis.flushall()
+        await record_rows.record(database, events)
+        await bench.redis.publish(keys.record(), f"{message.run_id} 2 succeeded")
+        status, run, _ = await waiting
+        assert (status, run["status"], run["outputs"]) == (200, "succeeded", {"o": 1})
+        assert await _read(gateway, f"/v1/runs/{message.run_id}") == run
+        assert await gateway.metric('anabranch_gateway_run_reads_total{source="redis"}') == 1  # it was put back
+        await bench.redis.flushall()
+        assert await _read(gateway, f"/v1/runs/{message.run_id}?wait=60s") == run
+    await database.dispose()
 
 
 async def _read(gateway: OneService, path: str) -> Any:

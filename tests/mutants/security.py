@@ -47,9 +47,9 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a foreign run is cancelled",
-        f"{_GATEWAY}/reads.py",
-        "            return ACCEPTED if self._accepted",
-        "            return RUNNING if owner else ACCEPTED if self._accepted",
+        f"{_GATEWAY}/cache.py",
+        "        if owner is None or seq is None or owner.decode() != tenant:",
+        "        if owner is None or seq is None:",
         f"{_SECURITY}/test_more_writes.py",
     ),
     Mutant(
@@ -314,9 +314,16 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a projected run is everybody's",
-        f"{_GATEWAY}/reads.py",
-        "        return owner is not None and owner.decode() == tenant",
-        "        return owner is not None",
+        f"{_GATEWAY}/cache.py",
+        "is_whole(fields) and fields.get(TENANT) == tenant.encode() else",
+        "is_whole(fields) else",
+        f"{_SECURITY}/test_tenants.py",
+    ),
+    Mutant(
+        "a recorded run is everybody's",
+        "shared/record/reading.py",
+        '(RUNS.c.tenant == bindparam("tenant"))',
+        '(RUNS.c.tenant != "")',
         f"{_SECURITY}/test_tenants.py",
     ),
     Mutant(
@@ -328,9 +335,9 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a foreign run is waited for",
-        f"{_GATEWAY}/reads.py",
-        "        if owner is None or owner.decode() != tenant:",
-        "        if owner is None:",
+        f"{_GATEWAY}/cache.py",
+        "        if owner is None or seq is None or owner.decode() != tenant:",
+        "        if owner is None or seq is None:",
         f"{_SECURITY}/test_tenants.py",
     ),
     Mutant(
@@ -372,8 +379,15 @@ MUTANTS: Final = (
     Mutant(
         "every origin may read",
         f"{_GATEWAY}/origin.py",
-        "(given in allowed or ANY in allowed)",
-        "True",
+        "given is not None and (given in allowed or (ANY in allowed and len(given) <= _LONGEST))",
+        "given is not None",
+        f"{_SECURITY}/test_browsers.py",
+    ),
+    Mutant(
+        "an endless origin is said back",
+        f"{_GATEWAY}/origin.py",
+        "(ANY in allowed and len(given) <= _LONGEST)",
+        "ANY in allowed",
         f"{_SECURITY}/test_browsers.py",
     ),
     # ---- The request log

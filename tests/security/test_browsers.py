@@ -88,6 +88,16 @@ async def test_an_allowed_origin_may_read_and_change() -> None:
         assert (await gateway.submit(headers=a | {"Origin": "https://b.example"})).status == 403
 
 
+async def test_an_origin_without_end_is_not_said_back() -> None:
+    """Where every origin is allowed, an answer's head would be as long as the client likes."""
+    async with a_gateway(cors_origins="*") as gateway:
+        answer = await gateway.submit(headers={"Origin": "https://a.example"})
+        assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (202, "https://a.example")
+        answer = await gateway.submit(headers={"Origin": "https://" + 4_000 * "x"})
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        assert answer.status == 403
+
+
 @pytest.mark.parametrize("text", ["a.example", "https://a.example/", "https://a.example/x", "file://x", "null"])
 def test_a_setting_that_names_no_origin_is_refused_at_the_start(text: str) -> None:
     """A slash too many would match nobody."""

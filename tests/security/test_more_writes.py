@@ -13,7 +13,9 @@ from tests.unit.gateway.fakes import Bench, a_gateway, problem
 
 def a_running_run(gateway: Bench, tenant: str) -> str:
     run_id = new_run_id()
-    gateway.redis.hashes[gateway.keys.run(run_id)] = {b"status": b"running", b"tenant": tenant.encode()}
+    gateway.redis.hashes[gateway.keys.run(run_id)] = {
+        b"seq": b"1", b"status": b"running", b"tenant": tenant.encode()
+    }  # fmt: skip
     return run_id
 
 

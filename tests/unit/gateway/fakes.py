@@ -12,12 +12,15 @@ from aiohttp.web import AppRunner
 from aiokafka.structs import RecordMetadata, TopicPartition
 from prometheus_client import CollectorRegistry
 from redis.exceptions import ConnectionError as RedisConnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.stdlib import get_logger
 
 from anabranch.services.gateway import keys as app_keys
 from anabranch.services.gateway.api_keys import ApiKeys
 from anabranch.services.gateway.app import create_app
 from anabranch.services.gateway.body import Bodies
+from anabranch.services.gateway.cache import RunCache
+from anabranch.services.gateway.followers import Followers
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.issuer import Issuer, IssuerKeys
 from anabranch.services.gateway.metrics import GatewayMetrics
@@ -25,10 +28,12 @@ from anabranch.services.gateway.pressure import Pressure
 from anabranch.services.gateway.rate_limit import OwnCounts, RateLimits, Window
 from anabranch.services.gateway.reads import AcceptedRuns, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
+from anabranch.services.gateway.staleness import Staleness
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.tokens import Tokens
 from anabranch.services.gateway.waiting import Watches
 from anabranch.shared.contracts.messages import INBOX, StepTypeAnnounced, SubmitRun
+from anabranch.shared.record.reading import RecordReader
 from anabranch.shared.runtime.listener import Listener
 from anabranch.shared.runtime.ops import Readiness, add_ops_routes
 from anabranch.shared.runtime.redis import RedisKeys
@@ -92,6 +97,7 @@ class FakeRedis:
         self.hashes: dict[str, dict[bytes, bytes]] = {}
         self.strings: dict[str, bytes] = {}
         self.down = False
+        self.stands_still: asyncio.Event | None = None  # what lets it go on, when it is set
         self.calls = 0
 
     def _answer(self) -> None:
@@ -146,6 +152,8 @@ class _FakePipeline:
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         self._redis._answer()
+        if self._redis.stands_still is not None:
+            await self._redis.stands_still.wait()
         return self._answers
 
 
@@ -171,7 +179,9 @@ class Bench:
     log: FakeLog
     redis: FakeRedis
     keys: RedisKeys
+    staleness: Staleness
     watches: Watches
+    followers: Followers
     bodies: Bodies
     api_keys: ApiKeys
     pressure: Pressure
@@ -212,6 +222,7 @@ async def a_gateway(
     *,
     monotonic_s: Callable[[], float] = time.monotonic,
     certificate: Callable[[GatewayMetrics], ServerCertificate] | None = None,
+    record: AsyncEngine | None = None,
     **overrides: Any,
 ) -> AsyncIterator[Bench]:
     unlimited = {"rate_limit": 0, "read_rate_limit": 0, "auth_failure_limit": 0, "request_log": 0}
@@ -230,11 +241,15 @@ async def a_gateway(
     pressure = Pressure(log, settings, metrics)
     pressure.measured(0)
     accepted = AcceptedRuns()
-    reads = RunReads(redis, keys, accepted, metrics)  # type: ignore[arg-type]
+    cache = RunCache(redis, keys, metrics, ended_ttl_s=settings.snapshot_ttl_s, is_all=record is None)  # type: ignore[arg-type]
+    reads = RunReads(cache, RecordReader(record) if record else None, accepted, metrics)
+    staleness = Staleness(settings.run_partitions, metrics)
     watches = Watches(settings.max_waiters, metrics, max_of_client=settings.max_waiters_of_client)
+    followers = Followers(settings.max_streams, settings.max_streams_of_client, metrics)
     app = create_app(
         settings=settings, log=get_logger(), metrics=metrics, step_types=step_types, pressure=pressure,
-        intake=Intake(log, reads, accepted, settings, metrics, now_s=time.time), reads=reads, watches=watches,
+        intake=Intake(log, reads, accepted, settings, metrics, now_s=time.time), reads=reads, record=record,
+        staleness=staleness, watches=watches, followers=followers,
         rate_limits=RateLimits(FakeCounts(redis), keys, settings, metrics),
         api_keys=api_keys, tokens=Tokens(issuer_keys, settings),
         certificate=certificate(metrics) if certificate else None,
@@ -242,8 +257,9 @@ async def a_gateway(
     add_ops_routes(app, Readiness(), registry)
     async with TestClient(_Server(app)) as client:
         yield Bench(
-            client, log=log, redis=redis, keys=keys, watches=watches, pressure=pressure, step_types=step_types,
-            registry=registry, settings=settings, bodies=app[app_keys.BODIES], api_keys=api_keys,
+            client, log=log, redis=redis, keys=keys, staleness=staleness, watches=watches, followers=followers,
+            pressure=pressure, step_types=step_types, registry=registry, settings=settings,
+            bodies=app[app_keys.BODIES], api_keys=api_keys,
         )  # fmt: skip
 
 

@@ -20,7 +20,9 @@ async def accepted(gateway: Bench) -> str:
 
 def projected(gateway: Bench, status: str, tenant: str = "default") -> str:
     run_id = new_run_id()
-    gateway.redis.hashes[gateway.keys.run(run_id)] = {b"status": status.encode(), b"tenant": tenant.encode()}
+    gateway.redis.hashes[gateway.keys.run(run_id)] = {
+        b"seq": b"1", b"status": status.encode(), b"tenant": tenant.encode()
+    }  # fmt: skip
     return run_id
 
 

@@ -203,7 +203,7 @@ async def test_nothing_is_refused_for_a_type_that_is_not_yet_read(gateway: Bench
 
 def project_run(gateway: Bench, run_id: str, status: str) -> None:
     header = {"pipeline": "diamond", "tenant": "default", "inputs": {}, "labels": {}, "steps": {"a": "simulate"}}
-    gateway.redis.hashes[gateway.keys.run(run_id)] = {b"tenant": b"default",
+    gateway.redis.hashes[gateway.keys.run(run_id)] = {b"tenant": b"default", b"seq": b"1",
         RUN: orjson.dumps(header), STATUS: status.encode(), END: orjson.dumps({"outputs": {"x": 1}})
     }  # fmt: skip
 

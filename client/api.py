@@ -10,7 +10,7 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,18 +23,25 @@ import orjson
 from pydantic import ValidationError
 
 from anabranch.client.batches import Definition, Result, Submission, requests_of, results_of
+from anabranch.client.events import Event, Unfolded, events_in
 from anabranch.client.model import (
+    Attempt,
     Fault,
     GatewayUnreachableError,
     GatewayUntrustedError,
     Problem,
     ProblemError,
     Run,
+    RunsPage,
+    Statistics,
     StepType,
 )
 from anabranch.shared.contracts.durations import format_duration
+from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES
 from anabranch.shared.runtime.errors import UnusableSettings
 from anabranch.shared.runtime.tls import trust
+
+Query = str | int | bool | Sequence[str] | None
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
@@ -45,6 +52,9 @@ _WATCH_BYTES_PER_S: Final = 1_000_000  # a run of 10,000 steps is some 3 MB; it 
 _PATIENCE_S: Final = 30.0  # how long a gateway may be gone while a run is watched
 _ASK_AGAIN_AFTER_S: Final = 0.5
 _TRIES_WITH_KEY: Final = 4
+_SILENT_S: Final = 60.0  # a stream says something every 15 s
+_LINE_BYTES: Final = MAX_MESSAGE_BYTES  # an event is one line
+_HAS_NO_EVENTS: Final = (404, 429, 503)  # an older gateway, too many streams, or none keeps a record
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,12 @@ class AnabranchClient:
             return trust(self._cafile, "ANABRANCH_SSL_CAFILE")
         except UnusableSettings as error:
             raise GatewayUntrustedError(self.base_url, str(error)) from error
+
+    @property
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("AnabranchClient is used as `async with AnabranchClient(...) as client`")
+        return self._session
 
     async def submit(
         self,
@@ -163,19 +179,109 @@ class AnabranchClient:
         reply = await self._request("GET", _run_path(run_id), wait=wait)
         return Run.model_validate_json(reply.body)
 
+    async def runs(self, **wanted: Query) -> RunsPage:
+        """Return a page of the runs that are wanted, the newest first.
+
+        `status`, `label` and `input` (`name=value`) may be several; `pipeline`, `revision`, `since`, `until`,
+        `error_type`, `text`, `limit`, `cursor` and `counts` are as in docs/http-api.md.
+        """
+        return RunsPage.model_validate_json((await self._request("GET", "/v1/runs", query=wanted)).body)
+
+    async def statistics(self, **wanted: Query) -> Statistics:
+        """Return how long runs took and how often they failed; `pipeline`, `since`, and `by` a `pipeline` or `step`."""
+        return Statistics.model_validate_json((await self._request("GET", "/v1/statistics", query=wanted)).body)
+
+    async def attempts(self, run_id: str, step: str) -> tuple[Attempt, ...]:
+        """Return every attempt of a step, the first one first."""
+        reply = await self._request("GET", f"{_run_path(run_id)}/steps/{quote(step, safe='')}/attempts")
+        return tuple(Attempt.model_validate(each) for each in reply.json()["attempts"])
+
+    async def events(self, run_id: str | None = None, *, after: str = "", follow: bool = True) -> AsyncIterator[Event]:
+        """Yield the events of a run from its first to its last, or those of all runs from now on, without end.
+
+        Those of a run that goes on and is not to be followed end with what there is by now. `after` is the `place` of
+        an event that was seen before. A gateway that is gone for less than 30 s is waited for, and what it said last is
+        where the next one goes on: nothing is left out and nothing comes twice.
+        """
+        path = f"{_run_path(run_id)}/events" if run_id is not None else "/v1/events"
+        place, heard, has_begun = after, time.monotonic(), False
+        while True:
+            try:
+                async for event in self._events(path, place, follow=follow):
+                    place, heard, has_begun = event.place, time.monotonic(), True
+                    yield event
+                    if run_id is not None and event.is_last:
+                        return
+            except (ProblemError, GatewayUnreachableError) as error:
+                if not has_begun or not _is_passing(error) or time.monotonic() - heard > _PATIENCE_S:
+                    raise
+                await asyncio.sleep(_pause_s(error))
+            else:
+                if not follow:
+                    return
+                # The gateway stopped.
+                has_begun = True
+                await asyncio.sleep(_ASK_AGAIN_AFTER_S)
+
     async def watch(self, run_id: str) -> AsyncIterator[Run]:
         """Yield the run whenever it has changed, and at last as it ended.
 
-        Each look is a long poll that the end of the run cuts short. The larger the run, the rarer the looks. A gateway
-        that is gone for less than 30 s is waited for.
+        It follows the run's events. Where the gateway has none, each look is a long poll that the end of the run cuts
+        short. The larger the run, the rarer it is shown. A gateway that is gone for less than 30 s is waited for.
         """
-        interval_s, seen, last_answer = 0.0, b"", 0.0
+        first = await self._request("GET", _run_path(run_id))
+        run = Run.model_validate_json(first.body)
+        yield run
+        if run.ended:
+            return
+        try:
+            async for run in self._unfolding(run_id):
+                yield run
+        except ProblemError as error:
+            if error.problem.status not in _HAS_NO_EVENTS:
+                raise
+            async for run in self._asking(run_id, first.body):
+                yield run
+
+    async def _unfolding(self, run_id: str) -> AsyncIterator[Run]:
+        unfolded, shown, interval_s = Unfolded(run_id), time.monotonic(), _WATCH_EVERY_S
+        async for event in self.events(run_id):
+            unfolded.add(event)
+            if event.is_last or time.monotonic() - shown >= interval_s:
+                run = unfolded.run()
+                shown, interval_s = time.monotonic(), _interval_s(unfolded.size)
+                if run is not None:
+                    yield run
+
+    async def _events(self, path: str, place: str, *, follow: bool) -> AsyncIterator[Event]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": place} if place else {})
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_ANSWER_WITHIN_S, sock_read=_SILENT_S)
+        try:
+            async with self._open.get(
+                self.base_url + path,
+                params=None if follow else {"follow": "false"},
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+                read_bufsize=_LINE_BYTES,
+            ) as response:
+                if response.status >= 300:
+                    raise _problem(_Reply(response.status, await response.read()), response)
+                async for event in events_in(response.content):
+                    yield event
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise GatewayUntrustedError(self.base_url, str(error.certificate_error)) from error
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
+            raise GatewayUnreachableError(self.base_url, str(error) or type(error).__name__) from error
+
+    async def _asking(self, run_id: str, seen: bytes) -> AsyncIterator[Run]:
+        interval_s, last_answer = _interval_s(len(seen)), time.monotonic()
         while True:
             asked = time.monotonic()
             try:
                 reply = await self._request("GET", _run_path(run_id), wait=interval_s or None)
             except (ProblemError, GatewayUnreachableError) as error:
-                if not seen or not _is_passing(error) or asked - last_answer > _PATIENCE_S:
+                if not _is_passing(error) or asked - last_answer > _PATIENCE_S:
                     raise
                 await asyncio.sleep(_pause_s(error))
                 continue
@@ -228,16 +334,15 @@ class AnabranchClient:
         path: str,
         *,
         wait: float | None = None,
+        query: Mapping[str, Query] | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> _Reply:
-        if self._session is None:
-            raise RuntimeError("AnabranchClient is used as `async with AnabranchClient(...) as client`")
         try:
-            async with self._session.request(
+            async with self._open.request(
                 method,
                 self.base_url + path,
-                params={"wait": format_duration(wait)} if wait else None,
+                params=_pairs(dict(query or {}) | ({"wait": format_duration(wait)} if wait else {})),
                 data=None if body is None else BytesIO(body),  # aiohttp warns of large ones otherwise
                 allow_redirects=False,  # the key is for this gateway alone
                 headers=headers,
@@ -251,6 +356,15 @@ class AnabranchClient:
             raise GatewayUntrustedError(self.base_url, str(error.certificate_error)) from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
             raise GatewayUnreachableError(self.base_url, str(error) or type(error).__name__) from error
+
+
+def _pairs(query: Mapping[str, Query]) -> list[tuple[str, str]]:
+    """Return a query as it is sent: nothing of what is None, each of several."""
+    found: list[tuple[str, str]] = []
+    for name, value in query.items():
+        several = [value] if isinstance(value, str | int | bool) else value or ()
+        found += [(name, str(one).lower() if isinstance(one, bool) else str(one)) for one in several]
+    return found
 
 
 def _run_path(run_id: str) -> str:

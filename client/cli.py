@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Coroutine
+from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
+from pydantic import ValidationError
 
 from anabranch import __version__
 from anabranch.client import commands
@@ -16,7 +19,22 @@ from anabranch.shared.contracts.api_keys import Scope
 from anabranch.shared.contracts.source import SourceError
 from anabranch.shared.runtime.settings import Settings
 
+if TYPE_CHECKING:
+    from anabranch.shared.record.settings import RecordSettings
+
 _FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True)
+
+
+def _milliseconds(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """Return a time as people write it: ISO 8601, in UTC unless it says otherwise."""
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no time: 2026-01-31, or 2026-01-31T12:00:00+01:00") from error
+    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+
 
 _url = click.option(
     "--url", envvar="ANABRANCH_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="The gateway."
@@ -87,6 +105,60 @@ def status(run_id: str, watch: bool, as_json: bool, url: str) -> None:
 
 
 @main.command()
+@click.option("--status", multiple=True, help="Of this status; several are any of them.")
+@click.option("--pipeline", help="Of this name.")
+@click.option("--revision", type=click.IntRange(0), help="Of this revision of it.")
+@click.option("--since", metavar="TIME", help="Begun at this time or later, or so long ago: 15m, 7d.")
+@click.option("--until", metavar="TIME", help="Begun before.")
+@click.option("--label", multiple=True, metavar="NAME=VALUE", help="With this label.")
+@click.option("--input", "-i", multiple=True, metavar="NAME=VALUE", help="With this input; JSON of what is no text.")
+@click.option("--error-type", help="Ended with an error of this type.")
+@click.option("--text", help="In the pipeline's name, the error's message or the beginning of the id.")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="Runs of a page.")
+@click.option("--cursor", help="Where the page begins, as the one before has told.")
+@click.option("--counts", is_flag=True, help="Count them by status, too.")
+@click.option("--all", "all_pages", is_flag=True, help="Every page.")
+@click.option("--json", "as_json", is_flag=True, help="Print each as a line of JSON.")
+@_url
+def runs(*, url: str, all_pages: bool, as_json: bool, counts: bool, **wanted: Any) -> None:
+    """Show the runs that are asked for, the newest first."""
+    _end_with(commands.runs(url, wanted | {"counts": counts or None}, all_pages=all_pages, as_json=as_json))
+
+
+@main.command()
+@click.argument("run_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print the run and the attempts as JSON.")
+@_url
+def show(run_id: str, as_json: bool, url: str) -> None:
+    """Show the run ID, and every attempt of the steps that had several."""
+    _end_with(commands.show_run(url, run_id, as_json=as_json))
+
+
+@main.command()
+@click.option("--pipeline", help="Of this name alone.")
+@click.option("--since", metavar="TIME", default="24h", show_default=True, help="Of runs begun since, or so long ago.")
+@click.option("--by", type=click.Choice(["pipeline", "step"]), default="pipeline", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+@_url
+def stats(*, url: str, as_json: bool, **wanted: Any) -> None:
+    """Show how long runs or their steps took, and how often they failed."""
+    _end_with(commands.statistics(url, wanted, as_json=as_json))
+
+
+@main.command()
+@click.argument("run_id", metavar="ID", required=False)
+@click.option("--follow", "-f", is_flag=True, help="Go on as they happen, to the run's end.")
+@click.option("--after", default="", metavar="PLACE", help="Begin after this event: its number in the run.")
+@click.option("--json", "as_json", is_flag=True, help="Print each as a line of JSON.")
+@_url
+def events(run_id: str | None, follow: bool, after: str, as_json: bool, url: str) -> None:
+    """Show what happened to the run ID, or with --follow and no ID, what happens to all runs from now on."""
+    if run_id is None and not follow:
+        raise click.UsageError("name a run, or follow all with --follow")
+    _end_with(commands.events(url, run_id, after=after, followed=follow, as_json=as_json))
+
+
+@main.command()
 @click.argument("run_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's id and status as JSON, and nothing else.")
 @_url
@@ -107,6 +179,40 @@ def validate(file: str, url: str) -> None:
     Without a gateway the pipeline is checked here, except for its step types. Exit code: 0 valid, 2 not.
     """
     _end_with(commands.validate(url, _read(file)))
+
+
+@main.command()
+@click.argument("run_id", metavar="ID")
+@click.option("--at", type=click.IntRange(min=1), metavar="SEQ", help="Show it as it was after this event.")
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON, and nothing else.")
+def replay(run_id: str, at: int | None, as_json: bool) -> None:
+    """Rebuild the run ID from Kafka itself, event by event, and compare it with what is stored: for operators.
+
+    Reads KAFKA_BOOTSTRAP_SERVERS and, when it is set, DATABASE_URL. Exit code: 0 equal, 1 different, 2 no such run,
+    3 they cannot be read.
+    """
+    from anabranch.client import replay as of_replay  # noqa: PLC0415 - loads the engine's core, for this command alone
+
+    _end_with(of_replay.replay(_record_settings(), run_id, at=at, as_json=as_json))
+
+
+@main.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The directory to fill.")
+@click.option("--since", "since_ms", callback=_milliseconds, metavar="TIME", help="Runs created from then on.")
+@click.option("--until", "until_ms", callback=_milliseconds, metavar="TIME", help="Runs created before then.")
+@click.option("--tenant", help="This tenant's runs alone.")
+def export(out: Path, since_ms: int | None, until_ms: int | None, tenant: str | None) -> None:
+    """Write runs and their events from the record itself (DATABASE_URL) as Parquet files: for operators.
+
+    TIME is a date, or a date and time (ISO 8601), in UTC unless it says otherwise.
+    """
+    if find_spec("pyarrow") is None:
+        commands.say("an export needs one more package: pip install 'anabranch[export]'")
+        raise SystemExit(commands.FAILED)
+    from anabranch.client import export as of_export  # noqa: PLC0415 - an extra, and large
+
+    wanted = of_export.Wanted(since_ms, until_ms, tenant)
+    _end_with(of_export.export(_record_settings(), out, wanted))
 
 
 @main.group()
@@ -143,6 +249,47 @@ def revoke(key_id: str) -> None:
     from anabranch.client import keys as of_keys  # noqa: PLC0415 - as above
 
     _end_with(of_keys.revoke(Settings(), key_id))
+
+
+@main.group()
+def db() -> None:
+    """Bring the tables of the record up to date, or down, in the database itself (DATABASE_URL): for operators."""
+
+
+@db.command()
+@click.argument("revision", default="head")
+def upgrade(revision: str) -> None:
+    """Bring the database up to REVISION, the newest unless given; the services may go on meanwhile."""
+    from anabranch.client import database  # noqa: PLC0415 - loads SQLAlchemy, for these commands alone
+
+    _end_with(database.upgrade(_record_settings(), revision))
+
+
+@db.command()
+@click.argument("revision")
+@click.confirmation_option(prompt="What the tables hold that this takes away is gone. Go on?")
+def downgrade(revision: str) -> None:
+    """Take the database down to REVISION, `base` for nothing at all."""
+    from anabranch.client import database  # noqa: PLC0415 - as above
+
+    _end_with(database.downgrade(_record_settings(), revision))
+
+
+@db.command()
+def current() -> None:
+    """Show the revision of the database, and which one this version needs."""
+    from anabranch.client import database  # noqa: PLC0415 - as above
+
+    _end_with(database.current(_record_settings()))
+
+
+def _record_settings() -> "RecordSettings":
+    from anabranch.shared.record.settings import RecordSettings  # noqa: PLC0415 - as above
+
+    try:
+        return RecordSettings()
+    except ValidationError as error:
+        raise click.UsageError("; ".join(str(fault["msg"]) for fault in error.errors(include_input=False))) from error
 
 
 def _read(path: str) -> PipelineFile:

@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import orjson
 from rich.console import Console
 
-from anabranch.client.api import AnabranchClient
-from anabranch.client.model import CANCELLED, Fault, GatewayUnreachableError, Problem, ProblemError, Run
+from anabranch.client.api import AnabranchClient, Query
+from anabranch.client.model import CANCELLED, Fault, GatewayUnreachableError, Problem, ProblemError, Run, RunsPage
 from anabranch.client.pipeline_file import PipelineFile, indented
-from anabranch.client.view import Lines, ending, run_table, view_on
+from anabranch.client.view import (
+    Lines,
+    attempts_table,
+    ending,
+    event_line,
+    run_table,
+    runs_table,
+    statistics_table,
+    view_on,
+)
 from anabranch.shared.contracts.text import printable
 
 OK: Final = 0
@@ -22,6 +32,7 @@ FAILED: Final = 1
 WRONG: Final = 2
 INTERRUPTED: Final = 130  # what a shell reports for a program that Ctrl-C ended
 
+_SHOWN_ATTEMPTS: Final = 20  # steps whose attempts are asked for, each by a request
 _INVALID: Final = (400, 413, 415, 422)
 
 
@@ -72,11 +83,16 @@ async def status(url: str, run_id: str, *, watched: bool, as_json: bool) -> int:
     if as_json:
         put(shown.model_dump_json())
         return OK
+    show(shown)
+    return OK
+
+
+def show(shown: Run) -> None:
+    """Print a run as a table, and how it ended."""
     console = Console(stderr=False)
     console.print(run_table(shown, rows=max(console.height - 7, 40)))
     if shown.ended:
         _tell_end(shown)
-    return OK
 
 
 async def cancel(url: str, run_id: str, *, as_json: bool) -> int:
@@ -95,6 +111,74 @@ async def cancel(url: str, run_id: str, *, as_json: bool) -> int:
     else:
         say(f"run {asked.id} is being cancelled; watch it with `anabranch status {asked.id} --watch`")
     return OK
+
+
+async def events(url: str, run_id: str | None, *, after: str, followed: bool, as_json: bool) -> int:
+    """Print the events of a run, to its end when they are followed, or those of all runs from now on."""
+    async with AnabranchClient(url) as client:
+        async for event in client.events(run_id, after=after, follow=followed):
+            put(event.data if as_json else event_line(event, with_run=run_id is None))
+    return OK
+
+
+async def runs(url: str, wanted: Mapping[str, Query], *, all_pages: bool, as_json: bool) -> int:
+    """Print the runs that are wanted, a page of them or all."""
+    console = Console(stderr=False)
+    async with AnabranchClient(url) as client:
+        page = await client.runs(**wanted)
+        _put_runs(console, page, as_json=as_json)
+        if page.counts is not None:
+            say(_counted(page.counts, page.counted_up_to))
+        while all_pages and page.next_cursor is not None:
+            page = await client.runs(**{**wanted, "cursor": page.next_cursor, "counts": None})
+            _put_runs(console, page, as_json=as_json)
+    if page.next_cursor is not None:
+        say(f"there are more: --all shows them, --cursor {page.next_cursor} the next page")
+    return OK
+
+
+async def show_run(url: str, run_id: str, *, as_json: bool) -> int:
+    """Print a run, and every attempt of the steps that had several."""
+    async with AnabranchClient(url) as client:
+        shown = await client.run(run_id)
+        tried = [name for name, step in shown.steps.items() if step.attempt > 1]
+        attempts = {name: await client.attempts(run_id, name) for name in tried[:_SHOWN_ATTEMPTS]}
+    if as_json:
+        found = {name: [one.model_dump(mode="json") for one in of_step] for name, of_step in attempts.items()}
+        put(orjson.dumps({"run": shown.model_dump(mode="json"), "attempts": found}).decode())
+        return OK
+    show(shown)
+    if attempts:
+        Console(stderr=False).print(attempts_table(attempts))
+    if len(tried) > len(attempts):
+        say(f"{len(tried) - len(attempts)} more steps had several attempts")
+    return OK
+
+
+async def statistics(url: str, wanted: Mapping[str, Query], *, as_json: bool) -> int:
+    """Print how long runs took and how often they failed."""
+    async with AnabranchClient(url) as client:
+        found = await client.statistics(**wanted)
+    if as_json:
+        put(found.model_dump_json())
+        return OK
+    Console(stderr=False).print(statistics_table(found.statistics))
+    if not found.is_all:
+        say(f"of the newest {found.looked_at:,} alone")
+    return OK
+
+
+def _put_runs(console: Console, page: RunsPage, *, as_json: bool) -> None:
+    if not as_json:
+        console.print(runs_table(page.runs))
+        return
+    for run in page.runs:
+        put(run.model_dump_json())
+
+
+def _counted(counts: Mapping[str, int], most: int | None) -> str:
+    told = [f"{count:,}{'+' if count == most else ''} {status.replace('_', ' ')}" for status, count in counts.items()]
+    return ", ".join(told) or "none"
 
 
 async def _watch(client: AnabranchClient, run_id: str, *, as_json: bool, needs: Mapping[str, tuple[str, ...]]) -> int:

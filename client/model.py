@@ -82,6 +82,67 @@ class Run(Answer):
         return _seconds_between(self.created_at or self.started_at, self.finished_at or now or datetime.now(UTC))
 
 
+class ListedRun(Answer):
+    """A run as a search lists it."""
+
+    id: str
+    pipeline: str
+    revision: int | None = None
+    status: str
+    labels: dict[str, str] = Field(default_factory=dict)
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error_type: str | None = None
+
+    def duration_s(self) -> float | None:
+        """Return seconds from acceptance to the end, or to now while it goes on."""
+        return _seconds_between(self.created_at, self.finished_at or datetime.now(UTC))
+
+
+class RunsPage(Answer):
+    """A page of runs, the newest first; `next_cursor` is where the next one begins."""
+
+    runs: tuple[ListedRun, ...]
+    next_cursor: str | None = None
+    counts: dict[str, int] | None = None
+    counted_up_to: int | None = None
+
+
+class Figures(Answer):
+    """What ended of a pipeline, or of one of its steps."""
+
+    pipeline: str
+    step: str | None = None
+    ended: int
+    failed: int
+    failure_rate: float
+    p50_ms: int | None = None
+    p95_ms: int | None = None
+
+
+class Statistics(Answer):
+    """Figures of a window; of its newest runs or steps alone unless `is_all`."""
+
+    since: datetime
+    looked_at: int
+    is_all: bool
+    statistics: tuple[Figures, ...]
+
+
+class Attempt(Answer):
+    """One attempt of a step."""
+
+    attempt: int
+    status: str
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    queued_ms: int | None = None
+    ran_ms: int | None = None
+    error: StepError | None = None
+
+
 class StepType(Answer):
     """A step type that some step service announced."""
 

@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from anabranch.client.model import Run, Step
+from anabranch.client.events import Event
+from anabranch.client.model import Attempt, Figures, ListedRun, Run, Step
 from anabranch.shared.contracts.text import printable
 
 _STYLES: Final = {
@@ -227,3 +228,79 @@ def _seconds(duration_s: float | None) -> str:
     if duration_s < 60:
         return f"{duration_s:.1f} s"
     return f"{int(duration_s // 60)} min {int(duration_s % 60)} s"
+
+
+def event_line(event: Event, *, with_run: bool) -> str:
+    """Return an event as one line: its time, its run where there are several, what happened to what, and the error."""
+    said = event.document
+    error = said.get("error") or {}
+    words = [
+        str(said.get("at", ""))[11:23],
+        str(said.get("run_id", "")) if with_run else f"{said.get('seq', ''):>5}",
+        f"{event.type:<15}",
+        str(said.get("step", said.get("pipeline", ""))),
+        ", ".join(f"queued {each.get('step')} ({each.get('attempt')})" for each in said.get("queued") or ()),
+        f"{error.get('type')}: {error.get('message')}" if error else str(said.get("waiting_on") or ""),
+    ]
+    return "  ".join(word for word in words if word.strip())
+
+
+def runs_table(runs: Sequence[ListedRun]) -> RenderableType:
+    """Return runs as a table, a line each."""
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    for name in ("run", "pipeline", "status", "created"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
+    for run in runs:
+        said = [run.error_type or "", *(f"{name}={value}" for name, value in run.labels.items())]
+        table.add_row(
+            Text(printable(run.id)),
+            Text(printable(run.pipeline)),
+            Text(printable(run.status), style=_STYLES.get(run.status, "dim")),
+            f"{run.created_at:%Y-%m-%d %H:%M:%S}",
+            _seconds(run.duration_s()),
+            Text(printable(" ".join(filter(None, said)))),
+        )
+    return table
+
+
+def statistics_table(figures: Sequence[Figures]) -> RenderableType:
+    """Return figures as a table, a line for each pipeline or step."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    has_steps = any(each.step for each in figures)
+    for name in ("pipeline", *(["step"] if has_steps else [])):
+        table.add_column(name, no_wrap=True)
+    for name in ("ended", "failed", "", "p50", "p95"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in figures:
+        table.add_row(
+            Text(printable(each.pipeline)),
+            *([Text(printable(each.step or ""))] if has_steps else []),
+            f"{each.ended:,}",
+            f"{each.failed:,}",
+            f"{100 * each.failure_rate:.1f} %",
+            *(_seconds(None if ms is None else ms / 1000) for ms in (each.p50_ms, each.p95_ms)),
+        )
+    return table
+
+
+def attempts_table(attempts: Mapping[str, Sequence[Attempt]]) -> RenderableType:
+    """Return the attempts of steps as a table, the first one of each first."""
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    table.add_column("step", no_wrap=True)
+    table.add_column("attempt", justify="right")
+    table.add_column("status", no_wrap=True)
+    table.add_column("queued", justify="right", no_wrap=True)
+    table.add_column("ran", justify="right", no_wrap=True)
+    table.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
+    for step, of_step in attempts.items():
+        for each in of_step:
+            table.add_row(
+                Text(printable(step)),
+                str(each.attempt),
+                Text(printable(each.status), style=_STYLES.get(each.status, "dim")),
+                *(_seconds(None if ms is None else ms / 1000) for ms in (each.queued_ms, each.ran_ms)),
+                Text(printable(f"{each.error.type}: {each.error.message}" if each.error else "")),
+            )
+    return table

@@ -130,6 +130,9 @@ async def _bare(how: str, bootstrap: str, data: Path) -> AsyncIterator[_Target]:
     try:
         await eventually(lambda: _listens(port), words=log.read_text)
         yield _Target(f"http://127.0.0.1:{port}", b"", process.pid)
+    except Exception as error:
+        error.add_note(log.read_text())
+        raise
     finally:
         await process.stop(20)
 

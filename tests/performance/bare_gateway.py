@@ -18,7 +18,8 @@ from anabranch.shared.runtime.settings import Settings
 def main() -> None:
     """Serve until it is killed."""
     bootstrap, topic, port, how = sys.argv[1:]
-    partitions = itertools.cycle(range(Settings().run_partitions))
+    numbers = range(Settings().run_partitions)
+    partitions = itertools.cycle(numbers)
 
     async def accept_shared(request: web.Request) -> web.Response:
         await producer.send_and_wait(topic, await request.read())
@@ -32,12 +33,20 @@ def main() -> None:
 
     async def connected(_: web.Application) -> AsyncIterator[None]:
         await producer.start()
+        for number in numbers:  # the topic is new: a record is sent again until its partition has a leader
+            await producer.send_and_wait(topic, b"", partition=number)
         yield
         await producer.stop()
 
     async def app() -> web.Application:
         nonlocal producer
-        producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
+        producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap,
+            acks="all",
+            enable_idempotence=True,
+            # `send_batch` takes the time since its first look off this at each look: many that wait run out of it soon.
+            request_timeout_ms=3_600_000,
+        )
         application = web.Application()
         application.router.add_post("/v1/runs", {"own": accept_own, "shared": accept_shared}[how])
         application.cleanup_ctx.append(connected)

@@ -12,7 +12,7 @@ from typing import Final
 
 import uvloop
 
-from tests.performance import accepting, crowd, failover, idle, latency, memory, scaling, throughput, waited
+from tests.performance import accepting, crowd, failover, idle, latency, memory, recording, scaling, throughput, waited
 from tests.performance.floor import DEFAULT_PATH, FloorMissing, load_floor
 from tests.performance.report import BarMissed
 from tests.performance.sizes import Sizes, a_look
@@ -27,6 +27,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Sizes], Awaitable[None]]]] = {
     "accepting": accepting.measure,
     "waited": waited.measure,
     "crowd": crowd.measure,
+    "recording": recording.measure,
 }
 _NEED_FLOOR: Final = frozenset({"throughput", "latency"})
 _BY_DEFAULT: Final = ("throughput", "latency", "waited", "idle")  # the others take minutes each: name them, or `all`

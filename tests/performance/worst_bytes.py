@@ -27,6 +27,7 @@ from anabranch.services.orchestrator.core.partition import Partition
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.limits import KIB, MAX_CHECKPOINT_BYTES, MIB
+from anabranch.shared.contracts.spec import MAX_INPUTS
 
 RUN: Final = "r"
 _CASE_S: Final = 5.0  # of CPU time; then the rest of a case is more of the same
@@ -76,7 +77,8 @@ def submission_of(case: Case) -> m.SubmitRun:
         steps[f"s{number}"] = {**needs, "continue_on_error": True, **_step(case.use, given)}
     definition: dict[str, Any] = {"name": "p", "steps": steps}
     if case.use == "outputs":
-        definition["outputs"] = {f"o{number}": f"${{{{ steps.s{number}.output }}}}" for number in range(case.steps)}
+        outputs = range(min(case.steps, MAX_INPUTS))
+        definition["outputs"] = {f"o{number}": f"${{{{ steps.s{number}.output }}}}" for number in outputs}
     inputs = {"x": value} if case.source == "inputs" else {}
     return m.SubmitRun(run_id=RUN, tenant="t", definition=json.dumps(definition), inputs=inputs)
 
@@ -162,7 +164,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cases = [Case(*each) for each in product(SHAPES, SOURCES, USES, COUNTS)]
     if arguments.sample is not None:
-        cases = Random(arguments.seed).sample(cases, arguments.sample)
+        cases = Random(arguments.seed).sample(cases, min(arguments.sample, len(cases)))
     with get_context("spawn").Pool(arguments.processes, maxtasksperchild=1) as pool:
         weighed = sorted(pool.imap_unordered(weigh, cases, chunksize=1), key=lambda one: -one.appended)
     _print(weighed)

@@ -26,6 +26,7 @@ from anabranch.deploy.local.service_process import ServiceProcess, inherited
 from anabranch.deploy.local.services import ENGINE, GATEWAY, OF_THE_RECORD, Service, anabranch_services
 from anabranch.deploy.local.supervisor import (
     RESTART_DELAY_S,
+    RESTARTS_PER_WINDOW,
     RestartBudget,
     StackFailedError,
     all_of,
@@ -50,9 +51,9 @@ class LocalStack:
     `port` is the gateway's, 0 for any free one. `env` is added to every service's environment, `role_env` to that
     of one role; the gateway's certificate is taken from these alone, not from this process's environment.
     `bootstrap` and `redis_url` name a Kafka and a Redis to use instead of starting them; `database_url` names the
-    database of the record, a file in the directory unless given, none if empty. With `restart=False` a child that
-    dies stays dead. Raises HomeError when another stack has the directory, and StackFailedError when a child does
-    not become ready.
+    database of the record, a file in the directory unless given, none if empty. A child that dies is started again,
+    `restarts_per_window` times within a minute at most; with `restart=False` it stays dead. Raises HomeError when
+    another stack has the directory, and StackFailedError when a child does not become ready.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class LocalStack:
         database_url: str | None = None,
         restart: bool = True,
         restart_delay_s: float = RESTART_DELAY_S,
+        restarts_per_window: int = RESTARTS_PER_WINDOW,
         ready_timeout_s: float = READY_TIMEOUT_S,
         stop_deadline_s: float = STOP_DEADLINE_S,
         fresh: bool = False,
@@ -89,6 +91,7 @@ class LocalStack:
         self._port = port
         self._env, self._role_env = dict(env or {}), dict(role_env or {})
         self._restarts, self._restart_delay_s = restart, restart_delay_s
+        self._restarts_per_window = restarts_per_window
         self._ready_timeout_s, self._stop_deadline_s = ready_timeout_s, stop_deadline_s
         self._fresh = fresh
         self._is_ready = False
@@ -238,7 +241,7 @@ class LocalStack:
             await database.dispose()
 
     async def _start_server(self, server: LocalServer) -> None:
-        child, budget = _SupervisedServer(server), RestartBudget()
+        child, budget = _SupervisedServer(server), RestartBudget(self._restarts_per_window)
         if self._restarts:
             await start(child, budget, self._console, delay_s=self._restart_delay_s)
         else:
@@ -272,7 +275,7 @@ class LocalStack:
         )
         self._running[name] = service
         await service.start()
-        self._watch(service)
+        self._watch(service, RestartBudget(self._restarts_per_window))
         return service
 
     def _env_of_record(self, configured: Service) -> dict[str, str]:
@@ -293,9 +296,9 @@ class LocalStack:
             **self._env,
         }
 
-    def _watch(self, child: "ServiceProcess | _SupervisedServer", budget: RestartBudget | None = None) -> None:
+    def _watch(self, child: "ServiceProcess | _SupervisedServer", budget: RestartBudget) -> None:
         if self._restarts:
-            watching = supervise(child, self._console, delay_s=self._restart_delay_s, budget=budget)
+            watching = supervise(child, self._console, budget, delay_s=self._restart_delay_s)
         else:
             watching = self._tell_deaths(child)
         task = asyncio.create_task(watching, name=f"supervisor of {child.name}")

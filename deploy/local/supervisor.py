@@ -66,11 +66,8 @@ async def start(child: Supervised, budget: RestartBudget, console: Console, *, d
         await _start_again(child, _first_line(error), budget, console, delay_s)
 
 
-async def supervise(
-    child: Supervised, console: Console, *, delay_s: float = RESTART_DELAY_S, budget: RestartBudget | None = None
-) -> None:
+async def supervise(child: Supervised, console: Console, budget: RestartBudget, *, delay_s: float) -> None:
     """Start the child again whenever it dies; raise StackFailedError when it does so too often."""
-    budget = budget or RestartBudget()
     while True:
         how = f"{child.name} {ending(await child.died())}"
         await _start_again(child, how, budget, console, delay_s)

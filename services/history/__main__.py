@@ -6,7 +6,8 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer
 
 from anabranch.services.history.dead_letters import KafkaDeadLetters
-from anabranch.services.history.events import KafkaEventLog
+from anabranch.services.history.decoded import DecodedEvents
+from anabranch.services.history.events import KafkaEventLog, by_load
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.progress import RedisProgress
 from anabranch.services.history.projector import Projector
@@ -35,7 +36,7 @@ class History:
         self._events = KafkaEventLog(
             settings,
             group=settings.history_group,
-            gather_s=settings.history_gather_s,
+            rest_s=by_load(settings.history_gather_s),
             batch_records=settings.history_batch_records,
             fail=service.fail,
             metrics=self._metrics,
@@ -51,10 +52,13 @@ class History:
         )
         self._progress = RedisProgress(self._redis, keys)
         dead_letters = KafkaDeadLetters(self._outbox, settings)
-        self._projector = Projector(self._events, snapshots, dead_letters, metrics=self._metrics, log=service.log)
-        self._record = (
-            RecordKeeping(service, self._redis, keys, dead_letters, self._metrics) if settings.database_url else None
+        decoded = DecodedEvents(are_shared=bool(settings.database_url))
+        self._projector = Projector(
+            self._events, snapshots, dead_letters, decoded, metrics=self._metrics, log=service.log
         )
+        self._record = None
+        if settings.database_url:
+            self._record = RecordKeeping(service, self._redis, keys, dead_letters, decoded, metrics=self._metrics)
         service.ready_when("events", lambda: not self._waits_for or f"waits for {self._waits_for}")
 
     async def run(self) -> None:

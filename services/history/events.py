@@ -47,7 +47,7 @@ class EventLog(Protocol):
         ...
 
 
-def rest_s(most_s: float) -> Callable[[int], float]:
+def by_load(most_s: float) -> Callable[[int], float]:
     """Return how many seconds events gather at the broker after so many were read.
 
     None or few are followed at once: somebody waits for each of them. A reader that asks for every event of a busy
@@ -57,9 +57,14 @@ def rest_s(most_s: float) -> Callable[[int], float]:
     return lambda events: min(most_s, events * _REST_PER_EVENT_S)
 
 
+def whenever_any(rest_s: float) -> Callable[[int], float]:
+    """Return the same for events that nobody waits for: some have been read, and more are read `rest_s` later."""
+    return lambda events: rest_s if events else 0.0
+
+
 class KafkaEventLog:
-    """The run-events topic, shared by a consumer group; an event waits `gather_s` for others at most, of
-    which `batch_records` are taken at once.
+    """The run-events topic, shared by a consumer group. Events gather at the broker for `rest_s` after so many were
+    read; `batch_records` are taken at once.
 
     Offsets are committed in the background and on revoke: a record between two commits is projected again by whoever
     reads it next, which changes nothing.
@@ -70,7 +75,7 @@ class KafkaEventLog:
         settings: HistorySettings,
         *,
         group: str,
-        gather_s: float,
+        rest_s: Callable[[int], float],
         batch_records: int,
         fail: Fail,
         metrics: HistoryMetrics,
@@ -89,7 +94,7 @@ class KafkaEventLog:
             group=group,
             tagged=self._tagged,
             fail=fail,
-            rest_s=rest_s(gather_s),
+            rest_s=rest_s,
             auto_offset_reset="earliest",
             **reader,
         )

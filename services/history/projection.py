@@ -28,13 +28,12 @@ def project(events: Iterable[RunEventMessage]) -> list[RunChange]:
     """Return one change per run, in the order in which the runs appear; of one field the last event counts."""
     changes: dict[str, RunChange] = {}
     for event in events:
-        add(changes, event)
+        add(changes, event, fields_of(event))
     return list(changes.values())
 
 
-def add(changes: dict[str, RunChange], event: RunEventMessage) -> None:
-    """Have the change of the event's run say what the event says, too. Changes nothing if it raises."""
-    fields = fields_of(event)
+def add(changes: dict[str, RunChange], event: RunEventMessage, fields: Fields) -> None:
+    """Have the change of the event's run say what the event says, too: its `fields`."""
     change = changes.get(event.run_id)
     if change is None:
         changes[event.run_id] = change = RunChange(event.run_id, event.seq, event.seq - 1)

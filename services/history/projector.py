@@ -7,12 +7,12 @@ from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
+from anabranch.services.history.decoded import DecodedEvents
 from anabranch.services.history.events import EventLog, EventRecord
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projection import RunChange, add
 from anabranch.services.history.store import NOT_JOINED, ChangeRejected, SnapshotStore, StoreUnavailable
-from anabranch.shared.contracts.codec import Undecodable, decode
-from anabranch.shared.contracts.messages import RUN_EVENTS
+from anabranch.shared.contracts.codec import Undecodable
 from anabranch.shared.contracts.text import writable
 
 _FIRST_DELAY_S: Final = 0.1
@@ -45,6 +45,7 @@ class Projector:
         events: EventLog,
         snapshots: SnapshotStore,
         dead_letters: DeadLetters,
+        decoded: DecodedEvents,
         *,
         metrics: HistoryMetrics,
         log: FilteringBoundLogger,
@@ -53,6 +54,7 @@ class Projector:
         self._events = events
         self._snapshots = snapshots
         self._dead_letters = dead_letters
+        self._decoded = decoded
         self._metrics = metrics
         self._log = log
         self._now_s = now_s
@@ -81,12 +83,12 @@ class Projector:
         changes: dict[str, RunChange] = {}
         dead = 0
         for record in records:
-            event = decode(RUN_EVENTS, record.value)
-            if isinstance(event, Undecodable):
-                dead += self._bury(record, "Undecodable", event.reason)
+            read = self._decoded.of(record)
+            if isinstance(read, Undecodable):
+                dead += self._bury(record, "Undecodable", read.reason)
                 continue
             try:
-                add(changes, event)
+                add(changes, read.event, read.fields)
             except Exception as error:  # noqa: BLE001  # whatever is wrong with one event, the others go on
                 dead += self._bury(record, type(error).__name__, str(error))
         return list(changes.values()), dead

@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from anabranch.services.history.dead_letters import KafkaDeadLetters
-from anabranch.services.history.events import KafkaEventLog
+from anabranch.services.history.decoded import DecodedEvents
+from anabranch.services.history.events import KafkaEventLog, whenever_any
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.notices import RedisNotices
 from anabranch.services.history.recording import Recorder
@@ -33,6 +34,8 @@ class RecordKeeping:
         redis: Redis,
         keys: RedisKeys,
         dead_letters: KafkaDeadLetters,
+        decoded: DecodedEvents,
+        *,
         metrics: HistoryMetrics,
     ) -> None:
         settings = service.settings
@@ -43,7 +46,7 @@ class RecordKeeping:
         self._events = KafkaEventLog(
             settings,
             group=settings.record_group,
-            gather_s=settings.record_gather_s,
+            rest_s=whenever_any(settings.record_gather_s),
             batch_records=settings.record_batch_records,
             fail=service.fail,
             metrics=metrics,
@@ -52,7 +55,9 @@ class RecordKeeping:
         )
         notices = RedisNotices(redis, keys, metrics)
         self._retention = RecordRetention(settings, metrics=metrics, log=service.log)
-        self._recorder = Recorder(self._events, self._writer, notices, dead_letters, metrics=metrics, log=service.log)
+        self._recorder = Recorder(
+            self._events, self._writer, notices, dead_letters, decoded, metrics=metrics, log=service.log
+        )
         service.ready_when("record", lambda: not self._waits_for or f"waits for {self._waits_for}")
 
     async def run(self, stopping: asyncio.Event) -> None:

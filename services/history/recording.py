@@ -12,11 +12,12 @@ from typing import Final, NamedTuple, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
+from anabranch.services.history.decoded import DecodedEvents, ReadEvent
 from anabranch.services.history.events import EventLog, EventRecord
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projector import DeadLetters
-from anabranch.shared.contracts.codec import Undecodable, decode
-from anabranch.shared.contracts.messages import RUN_EVENTS, RunEventMessage
+from anabranch.shared.contracts.codec import Undecodable
+from anabranch.shared.contracts.messages import RunEventMessage
 from anabranch.shared.contracts.text import writable
 from anabranch.shared.record.errors import RecordUnavailable, RowsRefused
 from anabranch.shared.record.rows import COLUMNS, Known, Place, Rows
@@ -44,7 +45,12 @@ class Arrived(NamedTuple):
     """A record of the topic and the event in it, none where there is none."""
 
     record: EventRecord
-    event: RunEventMessage | None
+    read: ReadEvent | None
+
+    @property
+    def event(self) -> RunEventMessage | None:
+        """The event alone."""
+        return self.read.event if self.read else None
 
     @property
     def place(self) -> Place:
@@ -68,6 +74,7 @@ class Recorder:
         record: RecordWriter,
         notices: Notices,
         dead_letters: DeadLetters,
+        decoded: DecodedEvents,
         *,
         metrics: HistoryMetrics,
         log: FilteringBoundLogger,
@@ -77,6 +84,7 @@ class Recorder:
         self._record = record
         self._notices = notices
         self._dead_letters = dead_letters
+        self._decoded = decoded
         self._metrics = metrics
         self._log = log
         self._now_s = now_s
@@ -87,7 +95,16 @@ class Recorder:
             # 1.
             records = await self._events.take()
             if records:
-                await self._keep(await _decoded(records), stopping)
+                await self._keep(await self._arrived(records), stopping)
+
+    async def _arrived(self, records: Sequence[EventRecord]) -> list[Arrived]:
+        arrived: list[Arrived] = []
+        for number, record in enumerate(records, start=1):
+            read = self._decoded.of(record)
+            arrived.append(Arrived(record, None if isinstance(read, Undecodable) else read))
+            if not number % _AT_A_TIME:
+                await asyncio.sleep(0)
+        return arrived
 
     async def _keep(self, arrived: Sequence[Arrived], stopping: asyncio.Event) -> None:
         # 2.
@@ -116,7 +133,7 @@ class Recorder:
             return await self._write_at_once(arrived, frozenset(COLUMNS))
         except RowsRefused:
             changed = await self._write_apart(arrived)
-            await self._write_at_once([each._replace(event=None) for each in arrived], _PROGRESS)
+            await self._write_at_once([each._replace(read=None) for each in arrived], _PROGRESS)
             await self._dead_letters.acknowledged()
             return changed
 
@@ -147,9 +164,9 @@ class Recorder:
         rows = Rows(known)
         for number, each in enumerate(arrived, start=1):
             rows.passed(each.place)
-            if each.event is not None:
+            if each.read is not None:
                 try:
-                    rows.add(each.event, each.place)
+                    rows.add(each.read.event, each.place, each.read.fields)
                 except Exception as error:  # noqa: BLE001  whatever is wrong with one event, the others go on
                     self._bury(each.record, error)
             if not number % _AT_A_TIME:
@@ -166,16 +183,6 @@ class Recorder:
             error=writable(str(error)),
         )
         self._dead_letters.append(record, error_type=type(error).__name__, message=str(error))
-
-
-async def _decoded(records: Sequence[EventRecord]) -> list[Arrived]:
-    arrived: list[Arrived] = []
-    for number, record in enumerate(records, start=1):
-        event = decode(RUN_EVENTS, record.value)
-        arrived.append(Arrived(record, None if isinstance(event, Undecodable) else event))
-        if not number % _AT_A_TIME:
-            await asyncio.sleep(0)
-    return arrived
 
 
 def _is_of(arrived: Arrived, runs: Collection[str]) -> bool:

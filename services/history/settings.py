@@ -24,7 +24,9 @@ class HistorySettings(RecordSettings):
     )
     record_batch_records: int = Field(500, ge=1, description="Run events of one transaction of the record, at most.")
     record_gather_s: float = Field(
-        0.1, ge=0, description="The same for the record: nobody waits for it as long as Redis answers."
+        0.1,
+        ge=0,
+        description="Seconds events gather for the record: nobody waits for it while Redis answers.",
     )
     history_commit_s: float = Field(
         1.0,

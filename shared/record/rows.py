@@ -108,9 +108,13 @@ class Rows:
         """Note that the record is as far as this, whatever stands there."""
         self._progress[place.partition] = (place.partition, place.offset + 1, place.written_at)
 
-    def add(self, event: RunEventMessage, place: Place) -> None:
-        """Add what an event says. Changes nothing if it raises, `Unrecordable` or what a value that is none raises."""
-        at, fields = milliseconds(event.at), fields_of(event)
+    def add(self, event: RunEventMessage, place: Place, fields: Fields | None = None) -> None:
+        """Add what an event says; `fields` are what `fields_of` makes of it, where the caller has them.
+
+        Changes nothing if it raises, `Unrecordable` or what a value that is none raises.
+        """
+        at = milliseconds(event.at)
+        fields = fields_of(event) if fields is None else fields
         _check(event)
         run = self._runs.get(event.run_id) or self._first_of(event.run_id)
         if isinstance(event, RunStarted) and run.finished_at is not None and at > run.finished_at:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import orjson
 import structlog
 
+from anabranch.services.history.decoded import DecodedEvents
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projector import Projector
 from anabranch.services.orchestrator.core import changelog
@@ -216,7 +217,13 @@ async def project(values: Sequence[bytes], *, are_honest: bool = True) -> None:
     records = [FakeRecord(value=value, key=_run_of(value), offset=offset) for offset, value in enumerate(values)]
     log, snapshots, letters = FakeEventLog(records), FakeSnapshots(), FakeDeadLetters()
     projector = Projector(
-        log, snapshots, letters, metrics=HistoryMetrics(new_registry()), log=structlog.get_logger(), now_s=lambda: 2.0
+        log,
+        snapshots,
+        letters,
+        DecodedEvents(are_shared=False),
+        metrics=HistoryMetrics(new_registry()),
+        log=structlog.get_logger(),
+        now_s=lambda: 2.0,
     )
     await projector.run(log.stopping)
     assert log.offsets_done == list(range(len(records))), "not every record was called done"

@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry
 from structlog.stdlib import get_logger
 from structlog.testing import capture_logs
 
-from anabranch.services.history import projection
+from anabranch.services.history import decoded
+from anabranch.services.history.decoded import DecodedEvents
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projector import Projector
 
@@ -31,7 +32,7 @@ class Bench:
         self.snapshots = FakeSnapshots(**snapshots)
         self.dead_letters = FakeDeadLetters()
         self.projector = Projector(
-            self.log, self.snapshots, self.dead_letters,
+            self.log, self.snapshots, self.dead_letters, DecodedEvents(are_shared=False),
             metrics=HistoryMetrics(self.registry), log=get_logger(), now_s=lambda: 1.5,
         )  # fmt: skip
 
@@ -127,8 +128,8 @@ async def test_an_event_that_cannot_be_projected_is_a_dead_letter_and_the_others
             raise RecursionError("\udcff")
         return real(event)
 
-    real = projection.fields_of
-    monkeypatch.setattr(projection, "fields_of", fields_of)
+    real = decoded.fields_of
+    monkeypatch.setattr(decoded, "fields_of", fields_of)
     bench = await Bench(records(run_started(), step_succeeded(2, "a"), run_ended(3))).run()
     assert bench.dead_letters.sent == [(1, "RecursionError")]
     assert bench.snapshots.seq == {"r": 3}

@@ -126,12 +126,12 @@ async def runs(url: str, wanted: Mapping[str, Query], *, all_pages: bool, as_jso
     console = Console(stderr=False)
     async with AnabranchClient(url) as client:
         page = await client.runs(**wanted)
-        _put_runs(console, page, as_json=as_json)
         if page.counts is not None:
-            say(_counted(page.counts, page.counted_up_to))
-        while all_pages and page.next_cursor is not None:
+            say(_counted(page.counts, are_all=page.counts_are_all is not False))
+        shown = _put_runs(console, page, as_json=as_json)
+        while page.next_cursor is not None and (all_pages or not shown):  # a page without runs is not the last one
             page = await client.runs(**{**wanted, "cursor": page.next_cursor, "counts": None})
-            _put_runs(console, page, as_json=as_json)
+            shown += _put_runs(console, page, as_json=as_json)
     if page.next_cursor is not None:
         say(f"there are more: --all shows them, --cursor {page.next_cursor} the next page")
     return OK
@@ -168,17 +168,19 @@ async def statistics(url: str, wanted: Mapping[str, Query], *, as_json: bool) ->
     return OK
 
 
-def _put_runs(console: Console, page: RunsPage, *, as_json: bool) -> None:
-    if not as_json:
+def _put_runs(console: Console, page: RunsPage, *, as_json: bool) -> int:
+    """Print the runs of a page, and return how many they are."""
+    if as_json:
+        for run in page.runs:
+            put(run.model_dump_json())
+    elif page.runs or page.next_cursor is None:
         console.print(runs_table(page.runs))
-        return
-    for run in page.runs:
-        put(run.model_dump_json())
+    return len(page.runs)
 
 
-def _counted(counts: Mapping[str, int], most: int | None) -> str:
-    told = [f"{count:,}{'+' if count == most else ''} {status.replace('_', ' ')}" for status, count in counts.items()]
-    return ", ".join(told) or "none"
+def _counted(counts: Mapping[str, int], *, are_all: bool) -> str:
+    told = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in counts.items()) or "none"
+    return told if are_all else f"{told}, and maybe more: not all were counted"
 
 
 async def _watch(client: AnabranchClient, run_id: str, *, as_json: bool, needs: Mapping[str, tuple[str, ...]]) -> int:

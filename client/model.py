@@ -106,7 +106,7 @@ class RunsPage(Answer):
     runs: tuple[ListedRun, ...]
     next_cursor: str | None = None
     counts: dict[str, int] | None = None
-    counted_up_to: int | None = None
+    counts_are_all: bool | None = None
 
 
 class Figures(Answer):

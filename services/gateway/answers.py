@@ -134,8 +134,8 @@ class RunsDocument(BaseModel):
 
     runs: list[ListedRunDocument]
     next_cursor: str | None
-    counts: dict[str, int] | None = Field(default=None, description="Runs by status, each `counted_up_to` at most.")
-    counted_up_to: int | None = None
+    counts: dict[str, int] | None = Field(default=None, description="Runs by status, as far as they are counted.")
+    counts_are_all: bool | None = Field(default=None, description="Whether there are no more than these.")
 
 
 class FiguresDocument(BaseModel):

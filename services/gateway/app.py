@@ -21,6 +21,7 @@ from anabranch.services.gateway.packing import packing
 from anabranch.services.gateway.pressure import Pressure
 from anabranch.services.gateway.rate_limit import RateLimits, rate_limit
 from anabranch.services.gateway.reads import RunReads
+from anabranch.services.gateway.recent import RecentAnswers
 from anabranch.services.gateway.request_log import request_log
 from anabranch.services.gateway.routes import ROUTES
 from anabranch.services.gateway.settings import GatewaySettings
@@ -94,6 +95,7 @@ def create_app(
     app[keys.READS] = reads
     app[keys.RECORD] = record
     app[keys.RECORD_READER] = RecordReader(record) if record else None
+    app[keys.RECENT_ANSWERS] = RecentAnswers(metrics)
     app[keys.FOLLOWERS] = followers
     app[keys.STALENESS] = staleness
     app[keys.WATCHES] = watches

@@ -13,6 +13,7 @@ from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import Pressure
 from anabranch.services.gateway.principal import Principal
 from anabranch.services.gateway.reads import RunReads
+from anabranch.services.gateway.recent import RecentAnswers
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.staleness import Staleness
 from anabranch.services.gateway.step_types import StepTypes
@@ -35,6 +36,7 @@ INTAKE: Final = web.AppKey("intake", Intake)
 READS: Final = web.AppKey("reads", RunReads)
 RECORD: Final[web.AppKey[AsyncEngine | None]] = web.AppKey("record")  # none where no database is set
 RECORD_READER: Final[web.AppKey[RecordReader | None]] = web.AppKey("record_reader")  # likewise
+RECENT_ANSWERS: Final = web.AppKey("recent_answers", RecentAnswers)
 FOLLOWERS: Final = web.AppKey("followers", Followers)
 STALENESS: Final = web.AppKey("staleness", Staleness)
 WATCHES: Final = web.AppKey("watches", Watches)

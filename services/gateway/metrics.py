@@ -29,6 +29,11 @@ class GatewayMetrics(ServiceMetrics):
         self._reads = self.counter("run_reads", "Runs that were read, by where they were found.", ["source"])
         for source in ("redis", "sql", "accepted", "none"):
             self._reads.labels(source)
+        self._questions = self.counter(
+            "record_questions", "Searches and figures that were asked for, by who had the answer.", ["source"]
+        )
+        for source in ("sql", "memory"):
+            self._questions.labels(source)
         self._behind = self.gauge(
             "projection_behind_seconds",
             "For how long, at least, a projection has not reached what was in Kafka; of its partition furthest behind.",
@@ -99,6 +104,10 @@ class GatewayMetrics(ServiceMetrics):
     def run_read(self, source: str) -> None:
         """Somebody read a run, and this is where it was: Redis was hit, or missed it."""
         self._reads.labels(source).inc()
+
+    def record_asked(self, source: str) -> None:
+        """Somebody looked for runs or figures: the record was asked, or had just been."""
+        self._questions.labels(source).inc()
 
     def projection_behind(self, projection: str, seconds: float) -> None:
         """Snapshots or record have not reached what was in Kafka so long ago."""

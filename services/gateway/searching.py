@@ -1,7 +1,7 @@
 """Handlers that look for runs and for figures of them: both ask the record."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from anabranch.shared.contracts.limits import MAX_PAGE_RUNS, MAX_SEARCHED_TEXT_C
 from anabranch.shared.contracts.times import rfc3339
 from anabranch.shared.record.errors import RecordUnavailable
 from anabranch.shared.record.rows import searched
-from anabranch.shared.record.search import COUNTED, STATUSES, Filter, FoundRun, Place, RunSearch, UnreadableCursor
+from anabranch.shared.record.search import STATUSES, Filter, FoundRun, Place, RunSearch, UnreadableCursor
 from anabranch.shared.record.statistics import Figures, RecordStatistics
 
 _PAGE_RUNS: Final = 50
@@ -35,19 +35,22 @@ async def search_runs(request: web.Request) -> web.Response:
     wanted, most = _filter_of(request), _limit_of(request)
     behind, counted = _place_of(request), _flag_of(request, "counts")
     search, tenant = RunSearch(_record_of(request)), tenant_of(request)
-    try:
+
+    async def ask() -> bytes:
         page = await search.page(tenant, wanted, most=most, behind=behind)
         counts = await search.counts(tenant, wanted) if counted else None
+        document: dict[str, Any] = {
+            "runs": [_listed(run) for run in page.runs],
+            "next_cursor": page.next.cursor() if page.next else None,
+        }
+        if counts is not None:
+            document |= {"counts": counts.by_status, "counts_are_all": counts.are_all}
+        return orjson.dumps(document)
+
+    try:
+        return await _answered(request, ask)
     except RecordUnavailable as error:
         raise unavailable(f"Runs cannot be looked for now: {error}.", retry_after_s=1) from error
-    document: dict[str, Any] = {
-        "runs": [_listed(run) for run in page.runs],
-        "next_cursor": page.next.cursor() if page.next else None,
-    }
-    if counts is not None:
-        document |= {"counts": counts, "counted_up_to": COUNTED}
-    headers = request.app[keys.STALENESS].headers_of_list()
-    return web.Response(body=orjson.dumps(document), content_type=JSON, headers=headers)
 
 
 async def read_statistics(request: web.Request) -> web.Response:
@@ -59,19 +62,30 @@ async def read_statistics(request: web.Request) -> web.Response:
     since_ms = _time_of(request, "since", _WINDOW)
     assert since_ms is not None
     statistics = RecordStatistics(_record_of(request))
-    ask = statistics.of_steps if by == "step" else statistics.of_pipelines
+    figures_of = statistics.of_steps if by == "step" else statistics.of_pipelines
+    tenant, pipeline = tenant_of(request), _one_of(request, "pipeline")
+
+    async def ask() -> bytes:
+        found = await figures_of(tenant, since_ms=since_ms, pipeline=pipeline)
+        document = {
+            "since": rfc3339(since_ms),
+            "looked_at": found.looked_at,
+            "is_all": found.is_all,
+            "statistics": [_shown(figures) for figures in found.figures],
+        }
+        return orjson.dumps(document)
+
     try:
-        found = await ask(tenant_of(request), since_ms=since_ms, pipeline=_one_of(request, "pipeline"))
+        return await _answered(request, ask)
     except RecordUnavailable as error:
         raise unavailable(f"Figures cannot be had now: {error}.", retry_after_s=1) from error
-    document = {
-        "since": rfc3339(since_ms),
-        "looked_at": found.looked_at,
-        "is_all": found.is_all,
-        "statistics": [_shown(figures) for figures in found.figures],
-    }
+
+
+async def _answered(request: web.Request, ask: Callable[[], Coroutine[Any, Any, bytes]]) -> web.Response:
+    question = (tenant_of(request), request.path, request.query_string)
+    body = await request.app[keys.RECENT_ANSWERS].answer(question, ask)
     headers = request.app[keys.STALENESS].headers_of_list()
-    return web.Response(body=orjson.dumps(document), content_type=JSON, headers=headers)
+    return web.Response(body=body, content_type=JSON, headers=headers)
 
 
 def _listed(run: FoundRun) -> dict[str, Any]:

@@ -97,6 +97,9 @@ MAX_FETCH_BYTES: Final = 8 * MIB  # of one answer of a broker: some thousand rec
 MAX_READING_BYTES: Final = 128 * MIB
 MAX_UNCOUNTED_READING_BYTES: Final = 64 * KIB
 
+# Answers of the record that a gateway gives again for a second: some hundred pages of runs.
+MAX_RECENT_ANSWERS_BYTES: Final = 8 * MIB
+
 # Run events that one loop of history has decoded and the other will ask for: of half a second of a busy engine.
 MAX_SHARED_EVENTS: Final = 4096
 MAX_SHARED_EVENT_BYTES: Final = 4 * MIB

@@ -144,7 +144,7 @@ PROGRESS: Final = Table(
 # Newest first within whose they are, and then within what is asked for.
 Index("runs_by_age", RUNS.c.tenant, RUNS.c.created_at, RUNS.c.run_id)
 Index("runs_by_status", RUNS.c.tenant, RUNS.c.status, RUNS.c.created_at, RUNS.c.run_id)
-Index("runs_by_pipeline", RUNS.c.tenant, RUNS.c.pipeline, RUNS.c.created_at, RUNS.c.run_id)
+Index("runs_by_pipeline", RUNS.c.tenant, RUNS.c.pipeline, RUNS.c.status, RUNS.c.created_at, RUNS.c.run_id)
 Index(
     "runs_by_error",
     RUNS.c.tenant,

@@ -12,7 +12,19 @@ from typing import Final
 
 import uvloop
 
-from tests.performance import accepting, crowd, failover, idle, latency, memory, recording, scaling, throughput, waited
+from tests.performance import (
+    accepting,
+    crowd,
+    failover,
+    idle,
+    latency,
+    memory,
+    recording,
+    scaling,
+    search,
+    throughput,
+    waited,
+)
 from tests.performance.floor import DEFAULT_PATH, FloorMissing, load_floor
 from tests.performance.report import BarMissed
 from tests.performance.sizes import Sizes, a_look
@@ -28,6 +40,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Sizes], Awaitable[None]]]] = {
     "waited": waited.measure,
     "crowd": crowd.measure,
     "recording": recording.measure,
+    "search": search.measure,
 }
 _NEED_FLOOR: Final = frozenset({"throughput", "latency"})
 _BY_DEFAULT: Final = ("throughput", "latency", "waited", "idle")  # the others take minutes each: name them, or `all`

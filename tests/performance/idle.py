@@ -26,7 +26,7 @@ async def measure(sizes: Sizes) -> None:
         memory = processes.memory()
     percent = {name: 100 * cpu_s / sizes.idle_s for name, cpu_s in used.items() if name != DRIVER}
     together = sum(share for name, share in percent.items() if name not in SERVERS)
-    report.row("our Python processes together, % of a core", f"{together:.2f}", "<= 5")
+    report.row("our Python processes together, % of a core", f"{together:.2f}", "<= 3")
     for name, share in percent.items():
         held = memory[name]
         sizes_mib = f"RSS {held.rss / _MIB:.0f}, USS {held.uss / _MIB:.0f}, PSS {held.pss / _MIB:.0f} MiB"

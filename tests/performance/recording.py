@@ -45,7 +45,7 @@ async def _measure(report: Report, name: str, url: str, sizes: Sizes, batch: int
     ours: list[float] = []
     bare: list[float] = []
     offset = 0
-    async with _database(url) as database:
+    async with database_of(url) as database:
         for block in range(sizes.blocks + 1):
             at_a_time = batch // len(diamond())  # whole runs: a bare insert can change no row that is there
             batches = [
@@ -57,10 +57,10 @@ async def _measure(report: Report, name: str, url: str, sizes: Sizes, batch: int
                 await _record(database, some, offset)
                 offset += len(some)
             seconds = time.perf_counter() - started
-            tables = [_rows([value for _ in range(at_a_time) for value in diamond()]) for _ in batches]
+            tables = [rows_of([value for _ in range(at_a_time) for value in diamond()]) for _ in batches]
             began = time.perf_counter()
             for rows in tables:
-                await _insert(database, rows)
+                await insert_rows(database, rows)
             if block:  # the first one warms up
                 ours.append(events / seconds)
                 bare.append(events / (time.perf_counter() - began))
@@ -98,8 +98,9 @@ def diamond() -> list[bytes]:
 
 
 @asynccontextmanager
-async def _database(url: str) -> AsyncIterator[AsyncEngine]:
-    engine = open_database(url, name="bench")
+async def database_of(url: str) -> AsyncIterator[AsyncEngine]:
+    """Open a database that has its tables."""
+    engine = open_database(url, name="bench", timeout_s=600)
     await upgrade(engine)
     yield engine
     await engine.dispose()
@@ -123,7 +124,7 @@ def _decoded(value: bytes) -> Any:
     return event
 
 
-def _rows(values: Sequence[bytes]) -> dict[str, list[Row]]:
+def rows_of(values: Sequence[bytes]) -> dict[str, list[Row]]:
     """Return the rows of a batch, but for those that other batches have, too."""
     rows = Rows({})
     for number, value in enumerate(values):
@@ -132,7 +133,7 @@ def _rows(values: Sequence[bytes]) -> dict[str, list[Row]]:
     return {name: found[name] for name in ("runs", "run_values", "steps", "attempts", "events") if found[name]}
 
 
-async def _insert(database: AsyncEngine, tables: dict[str, list[Row]]) -> None:
+async def insert_rows(database: AsyncEngine, tables: dict[str, list[Row]]) -> None:
     """Insert rows as the driver does it, in one transaction."""
     async with database.connect() as connection:
         if not is_sqlite(database.url):

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from anabranch.shared.record import search as search_module
 from anabranch.shared.record.database import is_sqlite
 from anabranch.shared.record.rows import COLUMNS
-from anabranch.shared.record.search import Filter, Place, RunSearch, UnreadableCursor, _page
+from anabranch.shared.record.search import Filter, Place, RunSearch, UnreadableCursor, _places, _ways
 from anabranch.shared.record.statistics import RecordStatistics
 from anabranch.shared.record.tables import METADATA
 
@@ -74,6 +75,9 @@ FILTERS: Final = [
     Filter(statuses=("failed", "running", "timed_out")),
     Filter(pipeline="p1"),
     Filter(pipeline="p1", revision=1),
+    Filter(pipeline="p1", statuses=("running",)),
+    Filter(pipeline="p1", statuses=("failed", "succeeded"), until_ms=1_300),
+    Filter(pipeline="p2", error_type="HttpError", revision=1),
     Filter(since_ms=1_100, until_ms=1_200),
     Filter(error_type="HttpError", until_ms=1_200),
     Filter(values=(("label:rare", "1"),)),
@@ -105,8 +109,12 @@ def fits(run: dict[str, Any], wanted: Filter) -> bool:
     )
 
 
-async def test_every_page_of_every_filter_has_the_right_runs(search: RunSearch) -> None:
-    """In order, each once, and counted right."""
+@pytest.mark.parametrize("looked_through", [60, 5_000])
+async def test_every_page_of_every_filter_has_the_right_runs(
+    search: RunSearch, looked_through: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, each once, and counted right, also when there are more than are looked through at a time."""
+    monkeypatch.setattr(search_module, "LOOKED_THROUGH", looked_through)
     for wanted in FILTERS:
         expected = [run for run in map(a_run, range(COUNT)) if fits(run, wanted)]
         expected.sort(key=lambda run: (run["created_at"], run["run_id"]), reverse=True)
@@ -119,7 +127,13 @@ async def test_every_page_of_every_filter_has_the_right_runs(search: RunSearch) 
                 break
         assert [run.run_id for run in found] == [run["run_id"] for run in expected], wanted
         counted = {status: sum(run["status"] == status for run in expected) for status in set(STATUSES)}
-        assert await search.counts("acme", wanted) == {status: count for status, count in counted.items() if count}
+        counts = await search.counts("acme", wanted)
+        if counts.are_all:
+            assert counts.by_status == {status: count for status, count in counted.items() if count}, wanted
+        else:
+            assert looked_through == 60
+            assert all(count <= counted[status] for status, count in counts.by_status.items()), wanted
+        assert counts.are_all or search_module._ways(wanted)[0] != wanted
 
 
 async def test_pages_stay_right_while_runs_arrive(search: RunSearch, database: AsyncEngine) -> None:
@@ -162,24 +176,48 @@ def test_a_cursor_that_is_none_is_told(cursor: str) -> None:
         Place.of(cursor)
 
 
-INDEXED: Final = {
-    "runs_by_age": Filter(),
-    "runs_by_status": Filter(statuses=("failed",)),
-    "runs_by_pipeline": Filter(pipeline="p1"),
-    "runs_by_error": Filter(error_type="Rare"),
-    "run_values_by_value": Filter(values=(("label:rare", "1"),)),
-}
+async def test_counts_stop_somewhere_and_say_so(search: RunSearch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each status where an index has them; else of those that are looked through."""
+    monkeypatch.setattr(search_module, "COUNTED", 70)
+    monkeypatch.setattr(search_module, "LOOKED_THROUGH", 60)
+    counts = await search.counts("acme", Filter(statuses=("succeeded", "failed")))
+    assert (counts.by_status, counts.are_all) == ({"succeeded": 70, "failed": 67}, False)
+    assert (await search.counts("acme", Filter(statuses=("failed",)))).are_all
+    worded = await search.counts("acme", Filter(text="acme"))
+    assert (sum(worded.by_status.values()), worded.are_all) == (60, False)
 
 
-@pytest.mark.parametrize("index", INDEXED)
-async def test_each_filter_goes_along_its_index(database: AsyncEngine, index: str) -> None:
+async def test_what_is_rare_is_found_along_the_way_that_has_the_fewest(
+    search: RunSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one page, whatever else is asked for."""
+    monkeypatch.setattr(search_module, "LOOKED_THROUGH", 60)
+    for values in ([("label:all", "yes"), ("label:rare", "1")], [("label:rare", "1"), ("label:all", "yes")]):
+        page = await search.page("acme", Filter(values=tuple(values), pipeline="p0"), most=10)
+        assert ([run.run_id for run in page.runs], page.next) == (["acme-00300", "acme-00150", "acme-00000"], None)
+
+
+INDEXED: Final = [
+    ("runs_by_age", Filter()),
+    ("runs_by_status", Filter(statuses=("failed",))),
+    ("runs_by_status", Filter(statuses=("failed", "running"))),
+    ("runs_by_pipeline", Filter(pipeline="p1")),
+    ("runs_by_pipeline", Filter(pipeline="p1", statuses=("failed",))),
+    ("runs_by_error", Filter(error_type="Rare")),
+    ("run_values_by_value", Filter(values=(("label:rare", "1"),))),
+]
+
+
+@pytest.mark.parametrize(("index", "wanted"), INDEXED)
+async def test_each_way_goes_along_its_index(database: AsyncEngine, index: str, wanted: Filter) -> None:
     """As the database itself explains it, once it knows how many runs there are."""
     rng = random.Random(1)
     runs = [a_run(number, rng.choice(["acme", "b", "c"])) for number in range(5_000)]
     await fill(database, runs)
     async with database.connect() as connection:
         await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(text("ANALYZE"))
-    statement = _page("acme", INDEXED[index], 51, Place(4_000, "acme"))
+    (way,) = _ways(wanted)
+    statement = select(_places("acme", way, Place(4_000, "acme"), 51))
     query = statement.compile(database.sync_engine, compile_kwargs={"literal_binds": True})
     explain = "EXPLAIN QUERY PLAN" if is_sqlite(database.url) else "EXPLAIN"
     async with database.connect() as connection:

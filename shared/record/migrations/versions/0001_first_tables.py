@@ -103,7 +103,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("error_type IS NOT NULL"),
         sqlite_where=sa.text("error_type IS NOT NULL"),
     )
-    op.create_index("runs_by_pipeline", "runs", ["tenant", "pipeline", "created_at", "run_id"], unique=False)
+    op.create_index("runs_by_pipeline", "runs", ["tenant", "pipeline", "status", "created_at", "run_id"], unique=False)
     op.create_index("runs_by_status", "runs", ["tenant", "status", "created_at", "run_id"], unique=False)
     op.create_table(
         "steps",

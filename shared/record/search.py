@@ -314,11 +314,9 @@ def _is_wanted(conditions: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]
 
 
 def _has_value(name: str, value: str) -> ColumnElement[bool]:
-    return (
-        select(RUN_VALUES.c.run_id)
-        .where(RUN_VALUES.c.run_id == RUNS.c.run_id, RUN_VALUES.c.name == name, RUN_VALUES.c.value == value)
-        .exists()
-    )
+    # Not EXISTS, which PostgreSQL would answer for all runs that have the value before it looks at these.
+    of_run = select(RUN_VALUES.c.value).where(RUN_VALUES.c.run_id == RUNS.c.run_id, RUN_VALUES.c.name == name)
+    return of_run.scalar_subquery() == value
 
 
 def _window(columns: Any, wanted: Filter, behind: Place | None) -> list[ColumnElement[bool]]:

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from anabranch.shared.runtime.redis import RedisKeys
 
 _EVERY_S: Final = 0.5  # below the second from which a read is called stale
+_UNCHANGED: Final = 4  # times that it is the same before it is told again
 
 
 class RedisProgress:
@@ -20,10 +21,16 @@ class RedisProgress:
         self._key = keys.progress()
 
     async def tell_for_ever(self, reached: Callable[[], Mapping[int, int]]) -> None:
-        """Tell it twice a second, whether it has changed or not: Redis may have been emptied, or be an old one."""
+        """Tell it twice a second, or every two if it has not changed: Redis may have been emptied, or be an old one."""
+        told: Mapping[int, int] = {}
+        unchanged = 0
         while True:
             await asyncio.sleep(_EVERY_S)
-            await self.tell(reached())
+            now = dict(reached())
+            unchanged = unchanged + 1 if now == told else 0
+            if unchanged % _UNCHANGED == 0:
+                await self.tell(now)
+                told = now
 
     async def tell(self, reached: Mapping[int, int]) -> None:
         """Tell it once; while Redis does not take it nobody knows, and the loop that writes snapshots says why."""

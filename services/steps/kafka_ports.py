@@ -13,6 +13,7 @@ from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.topic_reader import Record
 
 _READ_POLL_MS: Final = 200
+_IDLE_POLL_MS: Final = 5_000  # it is sought once, at the start
 _CONTROL_BATCH: Final = 1_000
 
 
@@ -39,7 +40,9 @@ class KafkaControl:
     def __init__(self, settings: Settings) -> None:
         self._partition = TopicPartition(settings.topics.control, 0)
         # A worker that was away for longer than the retention goes on from what there is.
-        self._consumer: AIOKafkaConsumer = new_consumer(settings, auto_offset_reset="earliest")
+        self._consumer: AIOKafkaConsumer = new_consumer(
+            settings, auto_offset_reset="earliest", fetch_max_wait_ms=_IDLE_POLL_MS
+        )
 
     async def start(self) -> None:
         """Connect."""

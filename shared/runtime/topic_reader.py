@@ -34,8 +34,10 @@ from anabranch.shared.runtime.log import get_logger
 from anabranch.shared.runtime.settings import Settings
 
 # An idle poll ends after this. It is also how long a partition that is sought or resumed may wait: a broker answers the
-# requests of a connection one after the other.
+# requests of a connection one after the other. Each poll without records makes the next one twice as long, as long as
+# no partition waits to be resumed: an idle process costs little, and what arrives ends a poll at once.
 _MAX_WAIT_MS: Final = 500
+_MAX_IDLE_WAIT_MS: Final = 2_000
 _BACKOFF_S: Final = 0.1
 
 # Turns of the loop that a record takes from here into a produce request: to its partition's task, out of it into the
@@ -178,15 +180,19 @@ class TopicReader:
 
     async def _read_from(self, node: int) -> None:
         session = FetchSession(self._topic)
+        wait_ms = _MAX_WAIT_MS
         while True:
             changed = self._changed
             wanted = {number: at for number, at in self._positions.items() if self._leaders.get(number) == node}
             if not wanted:
                 await changed.wait()
-            elif delivered := await self._poll(node, session, wanted):
+            elif delivered := await self._poll(node, session.request(wanted, wait_ms), session):
+                wait_ms = _MAX_WAIT_MS
                 await self._rest(delivered)
-            elif self._is_misled.is_set():
-                await asyncio.sleep(_BACKOFF_S)
+            else:
+                wait_ms = _MAX_WAIT_MS if self._paused else min(2 * wait_ms, _MAX_IDLE_WAIT_MS)
+                if self._is_misled.is_set():
+                    await asyncio.sleep(_BACKOFF_S)
 
     async def _rest(self, delivered: int) -> None:
         rest_s = self._rest_s(delivered)
@@ -196,10 +202,10 @@ class TopicReader:
         for _ in range(_TURNS_TO_ANSWER):
             await asyncio.sleep(0)
 
-    async def _poll(self, node: int, session: "FetchSession", wanted: Mapping[int, int]) -> int:
+    async def _poll(self, node: int, request: "Fetch", session: "FetchSession") -> int:
         """Ask once; return how many records were delivered."""
         try:
-            response = await self._client.send(node, session.request(wanted))
+            response = await self._client.send(node, request)
             session.accept(response)
         except SessionLost as lost:  # as after a broker's restart; the next request begins a new one
             self._log.info("the broker does not know the session", node=node, error=str(lost))
@@ -265,13 +271,16 @@ class FetchSession:
         self._id = _NO_SESSION
         self._epoch = _FULL
 
-    def request(self, wanted: Mapping[int, int]) -> "Fetch":
-        """Return the request after which the broker knows these partitions, and no others, at these offsets."""
+    def request(self, wanted: Mapping[int, int], wait_ms: int = _MAX_WAIT_MS) -> "Fetch":
+        """Return the request after which the broker knows these partitions, and no others, at these offsets.
+
+        It is answered as soon as one of them has a record, and after `wait_ms` if none has.
+        """
         told = {} if self._id == _NO_SESSION else self.told
         new = [(partition, offset) for partition, offset in wanted.items() if told.get(partition) != offset]
         gone = [partition for partition in told if partition not in wanted]
         self.told = dict(wanted)
-        return Fetch(self._topic, self._id, self._epoch, new, gone)
+        return Fetch(self._topic, self._id, self._epoch, new, gone, wait_ms=wait_ms)
 
     def accept(self, response: Any) -> None:
         """Take note of an answer. A broker that has no room for sessions gives none: every request is then a first.
@@ -295,12 +304,20 @@ class Fetch(Request[FetchRequest_v11]):  # type: ignore[misc]  # aiokafka is not
     API_KEY = 1
 
     def __init__(
-        self, topic: str, session: int, epoch: int, new: Sequence[tuple[int, int]], gone: Sequence[int]
+        self,
+        topic: str,
+        session: int,
+        epoch: int,
+        new: Sequence[tuple[int, int]],
+        gone: Sequence[int],
+        *,
+        wait_ms: int = _MAX_WAIT_MS,
     ) -> None:
         self.session = session
         self.epoch = epoch
         self.new = new
         self.gone = gone
+        self.wait_ms = wait_ms
         self._topic = topic
 
     def build(self, request_struct_class: type[FetchRequest_v11]) -> FetchRequest_v11:
@@ -308,7 +325,7 @@ class Fetch(Request[FetchRequest_v11]):  # type: ignore[misc]  # aiokafka is not
         new = [(partition, _UNKNOWN, offset, _UNKNOWN, MAX_RECORD_BYTES) for partition, offset in self.new]
         return request_struct_class(
             _CONSUMER,
-            _MAX_WAIT_MS,
+            self.wait_ms,
             1,  # byte is enough to answer
             MAX_FETCH_BYTES,
             _READ_UNCOMMITTED,

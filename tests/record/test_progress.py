@@ -1,8 +1,9 @@
 """How far the snapshots are goes from history to the gateways through Redis, and how far the record is through SQL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
@@ -13,6 +14,7 @@ from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.pressure import Pressure
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.staleness import Staleness, StalenessWatch
+from anabranch.services.history import progress as progress_module
 from anabranch.services.history.progress import RedisProgress
 from anabranch.shared.contracts.ids import new_run_id
 from anabranch.shared.record.reading import RecordReader
@@ -56,7 +58,7 @@ async def test_what_neither_has_reached_since_the_last_look_is_stale(redis: Redi
 
 
 async def test_redis_that_is_away_or_emptied_says_nothing(redis: Redis) -> None:
-    """Then nothing is known, and history tells it again within a second."""
+    """Then nothing is known, and history tells it again within two seconds."""
     progress = RedisProgress(redis, KEYS)
     cache = RunCache(redis, KEYS, GatewayMetrics(CollectorRegistry()), ended_ttl_s=60, is_all=False)
     await progress.tell({3: 8})
@@ -66,3 +68,18 @@ async def test_redis_that_is_away_or_emptied_says_nothing(redis: Redis) -> None:
     await redis.flushall()
     assert await cache.reached() == {}
     await RedisProgress(Redis(port=1), KEYS).tell({3: 9})
+
+
+async def test_what_does_not_move_is_told_every_fourth_time(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What moves is told each time: a read is called stale by it."""
+    monkeypatch.setattr(progress_module, "_EVERY_S", 0.0)
+    reached = iter([{0: 1}, {0: 2}, *8 * [{0: 2}], {0: 3}, {0: 3}])
+    told: list[dict[int, int]] = []
+
+    class Progress(RedisProgress):
+        async def tell(self, reached: Mapping[int, int]) -> None:
+            told.append(dict(reached))
+
+    with pytest.raises(RuntimeError):  # as a coroutine says that the iterator has ended
+        await Progress(redis, KEYS).tell_for_ever(lambda: next(reached))
+    assert told == [{0: 1}, {0: 2}, {0: 2}, {0: 2}, {0: 3}]

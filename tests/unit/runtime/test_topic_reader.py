@@ -422,6 +422,28 @@ async def test_reader_that_rests_after_what_it_read_asks_for_nothing_meanwhile()
         assert not it.client.is_asked
 
 
+async def test_polls_without_records_take_longer_and_longer() -> None:
+    """Up to two seconds; a record, or a partition that waits to be resumed, makes the next one short again."""
+    waits = []
+
+    async def next_wait(it: Reading, *records: bytes) -> None:
+        fetch, answer = await it.asked()
+        waits.append(fetch.wait_ms)
+        answer.set_result(an_answer(5, partitions=[(0, 0, a_batch(3, *records))] if records else []))
+
+    async with reading(p0=3, p1=8) as it:
+        for _ in range(4):
+            await next_wait(it)
+        await next_wait(it, b"a")
+        await next_wait(it)
+        it.reader.pause(1)
+        for _ in range(3):
+            await next_wait(it)
+        it.reader.resume(1)
+        await next_wait(it)
+    assert waits == [500, 1_000, 2_000, 2_000, 2_000, 500, 500, 500, 500, 1_000]
+
+
 async def test_marker_alone_is_passed_and_delivers_nothing() -> None:
     async with reading(p0=0) as it:
         _, answer = await it.asked()

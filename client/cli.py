@@ -197,6 +197,19 @@ def replay(run_id: str, at: int | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON, and nothing else.")
+def doctor(as_json: bool) -> None:
+    """Look at Kafka, Redis, the record and the engine's processes, and say what is wrong and what to do: for operators.
+
+    Reads KAFKA_BOOTSTRAP_SERVERS, REDIS_URL and, when it is set, DATABASE_URL; changes nothing. Exit code: 0 runs go
+    on, 1 something keeps them from it or could not be looked at.
+    """
+    from anabranch.client import doctor as of_doctor  # noqa: PLC0415 - loads a Kafka client and SQLAlchemy
+
+    _end_with(of_doctor.doctor(_record_settings(), as_json=as_json))
+
+
+@main.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The directory to fill.")
 @click.option("--since", "since_ms", callback=_milliseconds, metavar="TIME", help="Runs created from then on.")
 @click.option("--until", "until_ms", callback=_milliseconds, metavar="TIME", help="Runs created before then.")

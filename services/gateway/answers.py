@@ -9,6 +9,7 @@ from anabranch.shared.contracts.errors import StepError
 from anabranch.shared.contracts.limits import MAX_BATCH_RUNS, MAX_IDEMPOTENCY_KEY_CHARS, MAX_LABEL_CHARS, MAX_LABELS
 from anabranch.shared.contracts.messages import StepTypeAnnounced
 from anabranch.shared.contracts.spec import PipelineSpec
+from anabranch.shared.diagnosis.findings import Verdict
 
 RunStatus = Literal["accepted", "running", "paused", "succeeded", "failed", "cancelled", "timed_out"]
 StepStatus = Literal[
@@ -172,6 +173,22 @@ class StepTypesDocument(BaseModel):
     """Every step type that a definition may use."""
 
     step_types: list[StepTypeAnnounced]
+
+
+class FindingDocument(BaseModel):
+    """What one look at the installation found, and what to do about it; nothing where all is well."""
+
+    check: str
+    verdict: Verdict
+    says: str
+    do: str
+
+
+class DiagnosisDocument(BaseModel):
+    """How the installation is: `is_well` unless something keeps runs from going on, or could not be looked at."""
+
+    is_well: bool
+    findings: list[FindingDocument]
 
 
 class HealthDocument(BaseModel):

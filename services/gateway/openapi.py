@@ -131,6 +131,9 @@ OPERATIONS: Final = {
     ("GET", "/v1/step-types"): Operation(
         "List the step types", {200: ("What a step may use", answers.StepTypesDocument)}
     ),
+    ("GET", "/v1/doctor"): Operation(
+        "Look at the installation", {200: ("What was found, and what to do", answers.DiagnosisDocument)}
+    ),
     ("GET", "/openapi.json"): Operation("Read this document", {200: ("OpenAPI 3.1", JSON)}),
     ("GET", "/schemas/pipeline.json"): Operation(
         "Read the pipeline language as JSON Schema", {200: ("JSON Schema 2020-12", "application/schema+json")}

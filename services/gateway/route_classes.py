@@ -31,6 +31,7 @@ CLASSES: Final = {
     ("GET", "/v1/events"): RouteClass.READ,
     ("POST", "/v1/pipelines:validate"): RouteClass.READ,
     ("GET", "/v1/step-types"): RouteClass.READ,
+    ("GET", "/v1/doctor"): RouteClass.READ,
     ("GET", "/openapi.json"): RouteClass.OPEN,
     ("GET", "/schemas/pipeline.json"): RouteClass.OPEN,
     ("GET", "/docs"): RouteClass.OPEN,
@@ -53,6 +54,7 @@ SCOPES: Final = {
     ("GET", "/v1/events"): Scope.READ,
     ("POST", "/v1/pipelines:validate"): Scope.SUBMIT,
     ("GET", "/v1/step-types"): Scope.READ,
+    ("GET", "/v1/doctor"): Scope.ADMIN,
 }
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -4,7 +4,7 @@ from typing import Final
 
 from aiohttp import web
 
-from anabranch.services.gateway import attempts, batches, documents, pipelines, runs, searching, streams
+from anabranch.services.gateway import attempts, batches, diagnosis, documents, pipelines, runs, searching, streams
 
 ROUTES: Final = (
     web.post("/v1/runs", runs.submit_run),
@@ -18,6 +18,7 @@ ROUTES: Final = (
     web.get("/v1/events", streams.all_events, allow_head=False),
     web.post("/v1/pipelines:validate", pipelines.validate),
     web.get("/v1/step-types", pipelines.list_step_types),
+    web.get("/v1/doctor", diagnosis.diagnose),
     web.get("/openapi.json", documents.openapi),
     web.get("/schemas/pipeline.json", documents.pipeline_schema),
     web.get("/docs", documents.page),

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from anabranch.services.gateway.addresses import is_loopback, networks_of
 from anabranch.services.gateway.issuer import ALGORITHMS, checked_url
 from anabranch.services.gateway.origins import origins_of
+from anabranch.shared.contracts import groups
 from anabranch.shared.contracts.limits import DEFAULT_RUN_TIMEOUT_S, DEFAULT_STEP_TIMEOUT_S, DEFAULT_WINDOW, MAX_WAIT_S
 from anabranch.shared.contracts.messages import RunSettings
 from anabranch.shared.record.settings import RecordSettings
@@ -182,7 +183,7 @@ class GatewaySettings(RecordSettings):
     @property
     def orchestrator_group(self) -> str:
         """The consumer group whose committed offsets say how far the orchestrators are."""
-        return f"{self.topic_prefix}.orchestrator"
+        return groups.orchestrators(self.topic_prefix)
 
     def stamped(self) -> RunSettings:
         """Return what is stamped into every submission."""

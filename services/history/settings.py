@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from anabranch.shared.contracts import groups
 from anabranch.shared.contracts.limits import MAX_WAIT_S
 from anabranch.shared.record.retention import Keep, Keeping
 from anabranch.shared.record.settings import RecordSettings
@@ -52,9 +53,9 @@ class HistorySettings(RecordSettings):
     @property
     def history_group(self) -> str:
         """The consumer group that shares the run events among all history processes."""
-        return f"{self.topic_prefix}.history"
+        return groups.history(self.topic_prefix)
 
     @property
     def record_group(self) -> str:
         """The same for the record."""
-        return f"{self.topic_prefix}.record"
+        return groups.record(self.topic_prefix)

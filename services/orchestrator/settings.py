@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from anabranch.services.orchestrator.partition_task import Pace
+from anabranch.shared.contracts import groups
 from anabranch.shared.runtime.settings import Settings
 
 
@@ -21,4 +22,4 @@ class OrchestratorSettings(Settings):
     @property
     def group(self) -> str:
         """The consumer group, and the prefix of the partitions' transactional ids."""
-        return f"{self.topic_prefix}.orchestrator"
+        return groups.orchestrators(self.topic_prefix)

@@ -6,6 +6,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from anabranch.services.steps.ports import CancelRecord, CommandRecord
+from anabranch.shared.contracts import groups
 from anabranch.shared.runtime.group_reader import GroupReader
 from anabranch.shared.runtime.kafka import new_consumer
 from anabranch.shared.runtime.owned import Fail
@@ -19,7 +20,7 @@ _CONTROL_BATCH: Final = 1_000
 
 def group_of(settings: Settings, uses: str) -> str:
     """Return the consumer group that shares a step type's commands among all its workers."""
-    return f"{settings.topic_prefix}.steps.{uses}"
+    return groups.workers(settings.topic_prefix, uses)
 
 
 class KafkaCommands(GroupReader[CommandRecord]):

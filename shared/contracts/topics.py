@@ -107,6 +107,9 @@ DEAD_LETTERS: Final = Topic(
     written_by=("any consumer",), read_by=("operators",), owner="orchestrator",
 )  # fmt: skip
 
+CHECKPOINT_KEY: Final = b"_checkpoint"
+"""Of the record of the changelog that says up to which offset of the inbox its partition has been decided."""
+
 TOPICS: Final = (INBOX, STEPS, STATE, RUN_EVENTS, DEFINITIONS, STEP_TYPES, API_KEYS, CONTROL, DEAD_LETTERS)
 
 

@@ -19,6 +19,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 from pydantic import SecretStr
 
+from anabranch import __version__
 from anabranch.shared.contracts.urls import redacted
 from anabranch.shared.runtime.errors import UnusableSettings
 from anabranch.shared.runtime.settings import Settings
@@ -34,9 +35,14 @@ def kafka_arguments(settings: Settings) -> dict[str, Any]:
     """Return what every client of aiokafka is given; `UnusableSettings` names the variable to change."""
     return {
         "bootstrap_servers": settings.kafka_bootstrap_servers,
-        "client_id": settings.instance,
+        "client_id": f"{settings.instance}/{__version__}",
         **connection_arguments(settings),
     }
+
+
+def version_of(client_id: str) -> str:
+    """Return the version that a client of ours runs; nothing of another's."""
+    return client_id.rpartition("/")[2] if "/" in client_id else ""
 
 
 def connection_arguments(settings: Settings) -> dict[str, Any]:

@@ -93,10 +93,16 @@ async def _create(admin: AIOKafkaAdminClient, settings: Settings, missing: dict[
 
 
 async def _check(admin: AIOKafkaAdminClient, settings: Settings, topics: Sequence[tuple[Topic, str]]) -> None:
+    if faults := await differences(admin, settings, topics):
+        raise TopicMismatch("; ".join(faults))
+
+
+async def differences(admin: AIOKafkaAdminClient, settings: Settings, topics: Sequence[tuple[Topic, str]]) -> list[str]:
+    """Return in what topics that exist differ from the table, each with what to do: `says: do`."""
     names = [name for _, name in topics]
     counts = {entry["topic"]: len(entry["partitions"]) for entry in await admin.describe_topics(names)}
     configs = await _configs(admin, names)
-    faults = [
+    return [
         fault
         for topic, name in topics
         for fault in (
@@ -104,8 +110,6 @@ async def _check(admin: AIOKafkaAdminClient, settings: Settings, topics: Sequenc
             *_wrong_configs(topic, name, configs[name]),
         )
     ]
-    if faults:
-        raise TopicMismatch("; ".join(faults))
 
 
 def _partitions(topic: Topic, settings: Settings) -> int:

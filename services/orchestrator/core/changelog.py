@@ -23,8 +23,7 @@ from anabranch.services.orchestrator.core.state import Run, Step
 from anabranch.services.orchestrator.core.stored import Broken, Head, Stored
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.messages import SubmitRun
-
-CHECKPOINT_KEY: Final = b"_checkpoint"
+from anabranch.shared.contracts.topics import CHECKPOINT_KEY
 
 Records = Mapping[bytes, bytes]
 """The live records of a changelog partition."""

@@ -9,8 +9,15 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from anabranch import __version__
 from anabranch.shared.runtime.errors import UnusableSettings
-from anabranch.shared.runtime.kafka_security import TokenClient, TokenEndpoint, TokenUnavailable, kafka_arguments
+from anabranch.shared.runtime.kafka_security import (
+    TokenClient,
+    TokenEndpoint,
+    TokenUnavailable,
+    kafka_arguments,
+    version_of,
+)
 from anabranch.shared.runtime.redis import redis_arguments
 from anabranch.shared.runtime.settings import Settings
 
@@ -19,8 +26,10 @@ def test_nothing_is_asked_of_a_kafka_in_plain() -> None:
     """Whatever else is set."""
     settings = Settings(kafka_bootstrap_servers="k:1", instance="i", kafka_ssl_cafile="/nowhere")
     assert kafka_arguments(settings) == {
-        "bootstrap_servers": "k:1", "client_id": "i", "security_protocol": "PLAINTEXT"
+        "bootstrap_servers": "k:1", "client_id": f"i/{__version__}", "security_protocol": "PLAINTEXT"
     }  # fmt: skip
+    assert version_of(kafka_arguments(settings)["client_id"]) == __version__
+    assert version_of("console-consumer") == ""
 
 
 def test_the_variables_have_the_names_that_others_use(monkeypatch: pytest.MonkeyPatch) -> None:

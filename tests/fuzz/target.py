@@ -10,6 +10,7 @@ from anabranch.services.gateway.problems import ProblemError
 from anabranch.services.gateway.reading import Submission
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.submissions import SubmissionReader
+from anabranch.shared.contracts.limits import MAX_BODY_BYTES
 from anabranch.shared.runtime.metrics import new_registry
 from tests.fuzz.guard import MeteredLoop, bounded, close
 from tests.unit.gateway.fakes import announced
@@ -54,7 +55,9 @@ class Reader:
             meter.held_s = self._loop.meter.held_s
 
     def read(self, body: bytes, media_type: str = "application/json") -> Submission | None:
-        """Return the submission, or None when it is refused."""
+        """Return the submission, or None when it is refused: what is too large is, before it is read."""
+        if len(body) > MAX_BODY_BYTES:
+            return None
         self._loop.meter.begin_anew()
         with bounded("a turn of the gateway's loop") as meter:
             try:

@@ -56,7 +56,8 @@ async def search_runs(request: web.Request) -> web.Response:
 async def read_statistics(request: web.Request) -> web.Response:
     """`GET /v1/statistics`: how long the tenant's runs or their steps took, and how often they failed."""
     refuse_query_but(request, "pipeline", "since", "by")
-    by = _one_of(request, "by") or "pipeline"
+    by = _one_of(request, "by")
+    by = "pipeline" if by is None else by
     if by not in ("pipeline", "step"):
         raise ProblemError(Kind.BAD_REQUEST, "by is pipeline or step.")
     since_ms = _time_of(request, "since", _WINDOW)
@@ -176,7 +177,8 @@ def _flag_of(request: web.Request, name: str) -> bool:
 
 def _time_of(request: web.Request, name: str, default: str | None = None) -> int | None:
     """Return milliseconds since the epoch of a time (RFC 3339), or of so long ago (`15m`, `7d`)."""
-    given = _one_of(request, name) or default
+    given = _one_of(request, name)
+    given = default if given is None else given
     if given is None:
         return None
     for read in _READINGS:

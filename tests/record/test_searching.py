@@ -79,12 +79,19 @@ async def test_figures_are_answered_by_pipeline_and_by_step(gateway: Bench) -> N
     [
         "status=odd", "limit=0", "limit=201", "limit=x", "cursor=x", "since=yesterday", "since=2026-01-31T12:00:00",
         "until=9999999d", "label=x", "label==", "revision=-1", "revision=9999999999", "counts=1", "text=", "odd=1",
-        "pipeline=a&pipeline=b", "text=" + 201 * "x", "&".join(f"label=a=b{n}" for n in range(11)),
+        "pipeline=a&pipeline=b", "text=" + 201 * "x", "since=", "until=", "&".join(f"label=a=b{n}" for n in range(11)),
     ],
 )  # fmt: skip
 async def test_what_cannot_be_asked_is_told(gateway: Bench, query: str) -> None:
     """With a 400 that says what it should be."""
     async with gateway.client.get(f"/v1/runs?{query}") as answer:
+        assert (await problem(answer))["status"] == 400
+
+
+@pytest.mark.parametrize("query", ["since=", "since=never", "by=", "by=run", "since=1h&since=2h", "odd=1"])
+async def test_what_figures_cannot_be_asked_for_is_told(gateway: Bench, query: str) -> None:
+    """What is there and empty is not what is left out."""
+    async with gateway.client.get(f"/v1/statistics?{query}") as answer:
         assert (await problem(answer))["status"] == 400
 
 

@@ -11,6 +11,7 @@ from anabranch.services.gateway.api_keys import ApiKeys
 from anabranch.services.gateway.authentication import Doors, authentication, permission
 from anabranch.services.gateway.body import Bodies
 from anabranch.services.gateway.crowd import limits
+from anabranch.services.gateway.feed import EventFeed
 from anabranch.services.gateway.followers import Followers
 from anabranch.services.gateway.headers import add_headers
 from anabranch.services.gateway.intake import Intake
@@ -31,6 +32,7 @@ from anabranch.services.gateway.submissions import SubmissionReader
 from anabranch.services.gateway.tokens import Tokens
 from anabranch.services.gateway.waiting import Watches
 from anabranch.shared.contracts.limits import MAX_BODY_BYTES
+from anabranch.shared.record.events import EventReader
 from anabranch.shared.record.reading import RecordReader
 from anabranch.shared.runtime.listener import LISTENING, Listening
 from anabranch.shared.runtime.tls import ServerCertificate
@@ -95,6 +97,7 @@ def create_app(
     app[keys.READS] = reads
     app[keys.RECORD] = record
     app[keys.RECORD_READER] = RecordReader(record) if record else None
+    app[keys.FEED] = EventFeed(RecordReader(record), EventReader(record)) if record else None
     app[keys.RECENT_ANSWERS] = RecentAnswers(metrics)
     app[keys.FOLLOWERS] = followers
     app[keys.STALENESS] = staleness

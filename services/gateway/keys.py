@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.gateway.body import Bodies
+from anabranch.services.gateway.feed import EventFeed
 from anabranch.services.gateway.followers import Followers
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.metrics import GatewayMetrics
@@ -36,6 +37,7 @@ INTAKE: Final = web.AppKey("intake", Intake)
 READS: Final = web.AppKey("reads", RunReads)
 RECORD: Final[web.AppKey[AsyncEngine | None]] = web.AppKey("record")  # none where no database is set
 RECORD_READER: Final[web.AppKey[RecordReader | None]] = web.AppKey("record_reader")  # likewise
+FEED: Final[web.AppKey[EventFeed | None]] = web.AppKey("feed")  # likewise
 RECENT_ANSWERS: Final = web.AppKey("recent_answers", RecentAnswers)
 FOLLOWERS: Final = web.AppKey("followers", Followers)
 STALENESS: Final = web.AppKey("staleness", Staleness)

@@ -16,6 +16,7 @@ from aiohttp_sse import EventSourceResponse
 from anabranch.services.gateway import keys
 from anabranch.services.gateway.body import ClientLeft
 from anabranch.services.gateway.client import client_of, is_heard, tenant_of
+from anabranch.services.gateway.feed import EventFeed
 from anabranch.services.gateway.followers import Follower
 from anabranch.services.gateway.problems import Kind, ProblemError, unavailable
 from anabranch.services.gateway.reads import ReadsUnavailable
@@ -23,12 +24,11 @@ from anabranch.services.gateway.requests import follows, last_event_id_of, refus
 from anabranch.shared.contracts.limits import MAX_INTEGER, MAX_RECORDED_NUMBER
 from anabranch.shared.contracts.messages import RUN_ENDED_TYPES
 from anabranch.shared.record.errors import RecordUnavailable
-from anabranch.shared.record.reading import RecordedEvent, RecordReader
+from anabranch.shared.record.events import RecordedEvent
 
 _LOOK_S: Final = 1.0  # how late an event is at worst: what Redis tells may be lost
 _PING_S: Final = 15.0  # proxies close what is silent for a minute
 _SEND_S: Final = 30.0  # for a client that does not read
-_AT_A_TIME: Final = 100  # events of one look
 _OFFSETS_AT_A_TIME: Final = 1_000  # of one partition, whosever the events there are
 _MOST_DIGITS: Final = 19
 _APART_S: Final = 0.1  # between two looks for all runs: each asks for every partition that has something new
@@ -40,7 +40,7 @@ async def run_events(request: web.Request) -> web.StreamResponse:
     With `?follow=false` it ends after what there is by now.
     """
     refuse_query_but(request, "last_event_id", "follow")
-    record, is_followed = _record_of(request), follows(request)
+    feed, is_followed = _feed_of(request), follows(request)
     run_id, tenant = request.match_info["id"].lower(), tenant_of(request)
     after = _number(last_event_id_of(request) or "0")
     try:
@@ -52,16 +52,17 @@ async def run_events(request: web.Request) -> web.StreamResponse:
     request[keys.RUN_ID] = run_id
     async with _stream(request, run_id) as (stream, follower):
         while _goes_on(request, stream, follower):
-            events: list[RecordedEvent] = []
+            is_all, is_answered = True, False
             with suppress(RecordUnavailable):  # the stream goes on when it answers again
-                events = await record.events(run_id, tenant, after=after, most=_AT_A_TIME)
-            for event in events:
-                await _send(stream, event, str(event.seq))
-                after = event.seq
-                if event.type in RUN_ENDED_TYPES:
-                    return stream
-            if len(events) < _AT_A_TIME:
-                if not is_followed:
+                events, is_all = await feed.after(run_id, tenant, after)
+                for event in events:
+                    await _send(request, stream, event, str(event.seq))
+                    after = event.seq
+                    if event.type in RUN_ENDED_TYPES:
+                        return stream
+                is_answered = True
+            if is_all:
+                if is_answered and not is_followed:
                     break
                 await follower.until_changed(_LOOK_S)
         return stream
@@ -70,21 +71,36 @@ async def run_events(request: web.Request) -> web.StreamResponse:
 async def all_events(request: web.Request) -> web.StreamResponse:
     """`GET /v1/events`: the events of all runs of the tenant from now on, or after `Last-Event-ID`; has no end."""
     refuse_query_but(request, "last_event_id")
-    record, tenant = _record_of(request), tenant_of(request)
+    feed, tenant = _feed_of(request), tenant_of(request)
     given = last_event_id_of(request)
     try:
-        place = await _progress(record) if given is None else _Place.of(given)
+        place = _Place(await feed.progress()) if given is None else _Place.of(given)
     except RecordUnavailable as error:
         raise _not_readable(error) from error
     async with _stream(request, "") as (stream, follower):
         while _goes_on(request, stream, follower):
             is_all = True
             with suppress(RecordUnavailable):  # as above
-                place, is_all = await _send_all(stream, record, tenant, place)
+                for part in _parts(await feed.progress(), place):
+                    events, is_whole = await feed.at(part.partition, tenant, begin=part.begin, end=part.end)
+                    for event in events:
+                        await _send(request, stream, event, str(place := place.at(part.partition, event.offset + 1)))
+                    is_all = is_all and is_whole and part.is_last
+                    if is_whole:
+                        place = place.at(part.partition, part.end)
             if is_all:
                 await asyncio.sleep(_APART_S)
                 await follower.until_changed(_LOOK_S)
         return stream
+
+
+class _Part(NamedTuple):
+    """Offsets of a partition, from one to before another; `is_last` when there are no more."""
+
+    partition: int
+    begin: int
+    end: int
+    is_last: bool
 
 
 class _Place(NamedTuple):
@@ -110,25 +126,11 @@ class _Place(NamedTuple):
         return ",".join(f"{partition}:{offset}" for partition, offset in sorted(self.offsets.items()))
 
 
-async def _progress(record: RecordReader) -> _Place:
-    return _Place({partition: progress.next_offset for partition, progress in (await record.progress()).items()})
-
-
-async def _send_all(
-    stream: EventSourceResponse, record: RecordReader, tenant: str, place: _Place
-) -> tuple[_Place, bool]:
-    """Send what is new in each partition; return how far that is, and whether it is all there is."""
-    is_all = True
-    for partition, end in sorted((await _progress(record)).offsets.items()):
-        begin = place.offsets.get(partition, 0)
-        until = min(end, begin + _OFFSETS_AT_A_TIME)
-        is_all = is_all and until == end
-        if begin < until:
-            for event in await record.events_at(partition, tenant, begin=begin, end=until):
-                place = place.at(partition, event.offset + 1)
-                await _send(stream, event, str(place))
-            place = place.at(partition, until)
-    return place, is_all
+def _parts(ends: Mapping[int, int], place: _Place) -> list[_Part]:
+    """Return what is new in each partition, as much as is read at once."""
+    begins = {partition: place.offsets.get(partition, 0) for partition in ends}
+    parts = ((each, begins[each], min(end, begins[each] + _OFFSETS_AT_A_TIME)) for each, end in sorted(ends.items()))
+    return [_Part(each, begin, until, until == ends[each]) for each, begin, until in parts if begin < until]
 
 
 @asynccontextmanager
@@ -151,15 +153,16 @@ def _goes_on(request: web.Request, stream: EventSourceResponse, follower: Follow
     return stream.is_connected() and is_heard(request) and not follower.closed
 
 
-async def _send(stream: EventSourceResponse, event: RecordedEvent, place: str) -> None:
-    await stream.send(event.body.decode(errors="replace"), id=place, event=event.type)
+async def _send(request: web.Request, stream: EventSourceResponse, event: RecordedEvent, place: str) -> None:
+    async with _feed_of(request).whole(event, tenant_of(request), client_of(request)) as body:
+        await stream.send(body.decode(errors="replace"), id=place, event=event.type)
 
 
-def _record_of(request: web.Request) -> RecordReader:
-    record = request.app[keys.RECORD_READER]
-    if record is None:
+def _feed_of(request: web.Request) -> EventFeed:
+    feed = request.app[keys.FEED]
+    if feed is None:
         raise unavailable("No record of events is kept here: DATABASE_URL is not set.", retry_after_s=None)
-    return record
+    return feed
 
 
 def _not_readable(error: Exception) -> ProblemError:

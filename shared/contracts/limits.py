@@ -97,6 +97,13 @@ MAX_FETCH_BYTES: Final = 8 * MIB  # of one answer of a broker: some thousand rec
 MAX_READING_BYTES: Final = 128 * MIB
 MAX_UNCOUNTED_READING_BYTES: Final = 64 * KIB
 
+# What a gateway reads of events for its streams by one statement, small events together; and what large ones take that
+# are on their way to clients, all streams together: some thirty of the largest, of one client a quarter of that.
+MAX_EVENTS_READ_BYTES: Final = MIB
+MAX_UNCOUNTED_EVENT_BYTES: Final = 64 * KIB
+MAX_STREAMED_BYTES: Final = 128 * MIB
+MAX_STREAMED_BYTES_OF_CLIENT: Final = 32 * MIB
+
 # Answers of the record that a gateway gives again for a second: some hundred pages of runs.
 MAX_RECENT_ANSWERS_BYTES: Final = 8 * MIB
 

@@ -41,12 +41,21 @@ class Bed:
 
 
 @asynccontextmanager
-async def bed(*, orchestrators: int = 1, restart: bool = True) -> AsyncIterator[Bed]:
+async def bed(
+    *,
+    orchestrators: int = 1,
+    restart: bool = True,
+    role_env: Mapping[str, Mapping[str, str]] | None = None,
+    database_url: str | None = None,
+) -> AsyncIterator[Bed]:
     """Start a stack with fresh data in a directory of its own, and delete it at the end."""
     data = Path(tempfile.mkdtemp(prefix="anabranch-bench-"))
     try:
         services = anabranch_services(orchestrators=orchestrators)
-        stack = LocalStack(data, services=services, restart=restart, port=free_port(), env=UNLIMITED)
+        stack = LocalStack(
+            data, services=services, restart=restart, port=free_port(), env=UNLIMITED, role_env=role_env,
+            database_url=database_url,
+        )  # fmt: skip
         async with stack:
             settings = Settings(kafka_bootstrap_servers=stack.bootstrap, redis_url=stack.redis_url)
             async with Submitter(stack.gateway_url) as submitter, Ends(settings) as ends:

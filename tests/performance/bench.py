@@ -22,6 +22,7 @@ from tests.performance import (
     recording,
     scaling,
     search,
+    streams,
     throughput,
     waited,
 )
@@ -41,6 +42,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Sizes], Awaitable[None]]]] = {
     "crowd": crowd.measure,
     "recording": recording.measure,
     "search": search.measure,
+    "streams": streams.measure,
 }
 _NEED_FLOOR: Final = frozenset({"throughput", "latency"})
 _BY_DEFAULT: Final = ("throughput", "latency", "waited", "idle")  # the others take minutes each: name them, or `all`

@@ -129,6 +129,77 @@ async def test_a_client_goes_on_at_any_event_at_any_gateway(
                 assert [each.data async for each in live] == bodies(events[seen:])
 
 
+async def test_streams_cut_while_their_runs_go_on_have_every_event_once(gateway: Bench, database: AsyncEngine) -> None:
+    """Sixty at a time, each cut after another event and gone on with while the next ones are being recorded."""
+    log, runs = Log(database), [a_run(new_run_id()) for _ in range(60)]
+    await log.append(*(events[0] for events in runs))
+
+    async def followed(run_id: str, count: int, cut: int) -> list[str]:
+        seen: list[Sent] = []
+        while len(seen) < count:
+            async with stream(gateway, f"/v1/runs/{run_id}/events", seen[-1].place if seen else None) as live:
+                async for each in live:
+                    seen.append(each)
+                    if len(seen) in (cut, cut + 3):
+                        break
+        return [each.data for each in seen]
+
+    async with asyncio.TaskGroup() as clients:
+        following = [
+            clients.create_task(followed(events[0].run_id, len(events), number % len(events)))
+            for number, events in enumerate(runs)
+        ]
+        for number in range(1, len(runs[0])):
+            gateway.followers.tell([run for run, _, _ in await log.append(*(events[number] for events in runs))])
+    assert [each.result() for each in following] == [bodies(events) for events in runs]
+
+
+async def test_events_that_do_not_fit_into_one_answer_all_come(gateway: Bench, database: AsyncEngine) -> None:
+    """Large ones among small ones, and more of both than are read at once; of one run and of all, of many at a time."""
+    log, runs = Log(database), [a_large_run(new_run_id()) for _ in range(12)]
+    for events in runs:
+        await log.append(*events)
+
+    async def followed(events: list[RunEventMessage]) -> None:
+        async with stream(gateway, f"/v1/runs/{events[0].run_id}/events") as live:
+            assert [each.data async for each in live] == bodies(events)
+
+    async with asyncio.TaskGroup() as clients:
+        for events in runs:
+            clients.create_task(followed(events))
+    async with stream(gateway, "/v1/events", "0:0") as live:
+        everything = [body for events in runs for body in bodies(events)]
+        assert [each.data for each in await first(live, len(everything))] == everything
+
+
+def a_large_run(run_id: str) -> list[RunEventMessage]:
+    """Return a run of 110 events: some of 60 kB, two of 300 kB, the others small."""
+    sizes = [60_000 * (number % 5 == 0) + 240_000 * (number in (10, 65)) for number in range(108)]
+    names = [f"s{number}" for number in range(len(sizes))]
+    started = run_started(run_id, steps=dict.fromkeys(names, "http"))
+    changed = [
+        step_succeeded(number, name, run_id, output="x" * size)
+        for number, (name, size) in enumerate(zip(names, sizes, strict=True), start=2)
+    ]
+    return [started, *changed, run_ended(len(sizes) + 2, run_id)]
+
+
+async def test_a_client_that_does_not_read_holds_up_nobody(gateway: Bench, database: AsyncEngine) -> None:
+    """Another one's stream of the same run goes on to its end meanwhile."""
+    events = a_large_run(new_run_id())
+    await Log(database).append(*events)
+    path = f"/v1/runs/{events[0].run_id}/events"
+    async with asyncio.timeout(GUARD_S):
+        asked = [await asyncio.open_connection("127.0.0.1", gateway.client.port, limit=1024) for _ in range(20)]
+        for reader, writer in asked:
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        async with stream(gateway, path) as live:
+            assert [each.data async for each in live] == bodies(events)
+        for _, writer in asked:
+            writer.transport.abort()
+
+
 async def test_all_runs_of_a_tenant_are_followed_from_any_place(gateway: Bench, database: AsyncEngine) -> None:
     """In several partitions; what other tenants run is not seen, and a place names exactly what was sent."""
     log, mine = Log(database), [a_run(new_run_id(), 2) for _ in range(4)]

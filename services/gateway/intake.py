@@ -28,8 +28,8 @@ from anabranch.shared.runtime.time_limit import TimeLimit
 _KEYS_REMEMBERED: Final = 50_000  # some 20 MB
 _DEFINITIONS_HASHED: Final = 2_000  # some 1 MB
 _TURN: Final = 50  # submissions of a batch that are hashed, encoded or looked up at once: some milliseconds
-_REDIS_WITHIN_S: Final = 0.5  # the write path needs Kafka only: a slow Redis may not hold it up
-_REDIS_PAUSE_S: Final = 1.0  # after a failure, so that not every submission waits for a Redis that is away
+_KNOWN_WITHIN_S: Final = 0.5  # the write path needs Kafka only: neither Redis nor the record may hold it up
+_PAUSE_S: Final = 1.0  # after a failure, so that not every submission waits for what is away
 
 
 # By the hash of its canonical text; nothing here depends on which gateway of the process asks.
@@ -103,6 +103,7 @@ class Intake:
             max_entries=_KEYS_REMEMBERED, max_age_s=settings.idempotency_keep_s, now_s=monotonic_s
         )
         self._no_redis_until_s = 0.0
+        self._no_record_until_s = 0.0
 
     async def accept(self, request: Request) -> Accepted:
         """Return when the run is accepted. Raises `ProblemError`, also when the outcome is unknown."""
@@ -164,28 +165,54 @@ class Intake:
             )
         if key.accepted or known.status is not None:
             self._metrics.run_repeated()
-            return Accepted(known.status or await self._recorded_status(request.run_id) or ACCEPTED, repeated=True)
+            return Accepted(known.status or ACCEPTED, repeated=True)
         await self._append(request, body_hash=body_hash, keep_s=self._settings.idempotency_keep_s)
         key.accepted = True
         return Accepted()
 
-    async def _recorded_status(self, run_id: str) -> str | None:
-        """Return how a run is that was accepted here and is unknown to Redis: it may have lost it."""
-        try:
-            async with asyncio.timeout(_REDIS_WITHIN_S):
-                return await self._reads.recorded_status(run_id)
-        except TimeoutError:
-            return None
-
     async def _known(self, hashes: Sequence[tuple[str, str]]) -> list[KnownKey]:
-        """Return what Redis knows of the keys: nothing while it is away, since the core drops repeats anyway."""
+        """Return what is known of the keys, each by its run, with the hash of the body that came now.
+
+        The record is asked first: Redis may have lost what came first, and would note what comes now in its place. What
+        does not answer knows nothing, since the core drops repeats anyway.
+        """
+        recorded = await asyncio.gather(*(self._recorded(run_id) for run_id, _ in hashes))
+        noted = await self._noted_in_redis(
+            [(run_id, known.body_hash or given) for (run_id, given), known in zip(hashes, recorded, strict=True)]
+        )
+        return [
+            KnownKey(known.body_hash or each.body_hash, each.status or known.status)
+            for known, each in zip(recorded, noted, strict=True)
+        ]
+
+    async def _recorded(self, run_id: str) -> KnownKey:
+        """Return what the record has of a key that is still promised."""
+        if self._monotonic_s() < self._no_record_until_s:
+            return KnownKey()
+        try:
+            async with asyncio.timeout(_KNOWN_WITHIN_S):
+                found = await self._reads.recorded_key(run_id)
+        except (ReadsUnavailable, TimeoutError):
+            self._no_record_until_s = self._monotonic_s() + _PAUSE_S
+            return KnownKey()
+        if found is None or not found.body_hash:
+            return KnownKey()
+        if (
+            found.finished_at is not None
+            and found.finished_at / 1000 + self._settings.idempotency_keep_s < self._now_s()
+        ):
+            return KnownKey()  # the next run with this key is another one
+        return KnownKey(found.body_hash, found.status)
+
+    async def _noted_in_redis(self, hashes: Sequence[tuple[str, str]]) -> list[KnownKey]:
+        """Note the bodies of keys in Redis, and return what it knew of them."""
         if self._monotonic_s() < self._no_redis_until_s:
             return [KnownKey()] * len(hashes)
         try:
-            async with asyncio.timeout(_REDIS_WITHIN_S):
+            async with asyncio.timeout(_KNOWN_WITHIN_S):
                 return await self._reads.remember_keys(hashes, self._settings.idempotency_keep_s)
         except (ReadsUnavailable, TimeoutError):
-            self._no_redis_until_s = self._monotonic_s() + _REDIS_PAUSE_S
+            self._no_redis_until_s = self._monotonic_s() + _PAUSE_S
             return [KnownKey()] * len(hashes)
 
     async def _append(self, request: Request, *, body_hash: str, keep_s: int) -> None:

@@ -23,12 +23,13 @@ from anabranch.services.gateway.cache import CacheUnavailable, KnownKey, RunCach
 from anabranch.services.gateway.flights import Flights
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.reading import Submission
+from anabranch.services.gateway.together import Together
 from anabranch.shared.contracts.bounded import BoundedMemory
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import MAX_READING_BYTES, MAX_UNCOUNTED_READING_BYTES, MIB
 from anabranch.shared.contracts.times import rfc3339
 from anabranch.shared.record.errors import RecordUnavailable
-from anabranch.shared.record.reading import Attempt, RecordReader
+from anabranch.shared.record.reading import Attempt, RecordedKey, RecordReader
 from anabranch.shared.runtime.room import Room
 from anabranch.shared.runtime.snapshots import (
     ACCEPTED,
@@ -55,6 +56,9 @@ _COMPARED_WITHIN_S: Final = 0.5  # a database that is slow holds up no read that
 _COMPARED: Final = 20_000
 
 _RUN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+_KEYS_TOGETHER: Final = 256  # of one statement
 
 
 class Source(Enum):
@@ -156,6 +160,9 @@ class RunReads:
         self._metrics = metrics
         self._room = Room(MAX_READING_BYTES)
         self._reading: Flights[tuple[str, str], Fields | None] = Flights("read a run from the record")
+        self._recorded_keys: Together[str, tuple[RecordedKey | None]] = Together(
+            "ask for keys", self._keys_of, _KEYS_TOGETHER
+        )
         self._compared: BoundedMemory[str, bool] = BoundedMemory(
             max_entries=_COMPARED, max_age_s=_COMPARED_EVERY_S, now_s=time.monotonic
         )
@@ -227,6 +234,20 @@ class RunReads:
             return await self._record.status(run_id)
         except RecordUnavailable:
             return None
+
+    async def recorded_key(self, run_id: str) -> RecordedKey | None:
+        """Return what the record has of the run of an idempotency key. Raises `ReadsUnavailable`."""
+        if self._record is None:
+            return None
+        try:
+            (found,) = await self._recorded_keys.ask(run_id)
+        except RecordUnavailable as error:
+            raise _unavailable(record=error) from error
+        return found
+
+    async def _keys_of(self, run_ids: Sequence[str]) -> list[tuple[RecordedKey | None]]:
+        assert self._record is not None
+        return [(each,) for each in await self._record.keys(run_ids)]
 
     async def attempts(self, run_id: str, step: str, tenant: str) -> list[Attempt] | None:
         """Return the attempts of a step of the tenant's run as recorded, None where it has none such.

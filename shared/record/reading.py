@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import BindParameter, Row, Select, bindparam, func, literal, null, select, union_all
+from sqlalchemy import BindParameter, Row, Select, bindparam, func, literal, null, select, text, union_all
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from anabranch.shared.contracts.times import rfc3339
 from anabranch.shared.record.asking import WITHIN_S, Asking, is_possible
-from anabranch.shared.record.tables import ATTEMPTS, EVENTS, PROGRESS, RUNS, STEPS
+from anabranch.shared.record.database import is_sqlite
+from anabranch.shared.record.tables import ATTEMPTS, PROGRESS, RUNS, STEPS
 from anabranch.shared.runtime.snapshots import (
     BODY_HASH,
     CREATED_AT,
@@ -61,14 +62,12 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedEvent:
-    """A run event, byte for byte as it stands in Kafka."""
+class RecordedKey:
+    """What the record has of a run that came with an idempotency key; `finished_at` in ms, None while it goes on."""
 
-    run_id: str
-    seq: int
-    type: str
-    body: bytes
-    offset: int
+    body_hash: str
+    status: str
+    finished_at: int | None
 
 
 class RecordReader:
@@ -76,6 +75,7 @@ class RecordReader:
 
     def __init__(self, engine: AsyncEngine, *, within_s: float = WITHIN_S) -> None:
         self._asking = Asking(engine, within_s=within_s)
+        self._keys = text(_KEYS.format(wanted=_WANTED[is_sqlite(engine.url)])).columns(*_KEY_COLUMNS)
 
     async def standing(self, run_id: str, tenant: str) -> Standing | None:
         """Return where the tenant's run stands, None when it has none such. Raises `RecordUnavailable`."""
@@ -89,6 +89,15 @@ class RecordReader:
         """Return the status alone, whosever the run is. Raises `RecordUnavailable`."""
         found = await self._ask(_STATUS, run_id)
         return found[0][0] if found else None
+
+    async def keys(self, run_ids: Sequence[str]) -> list[RecordedKey | None]:
+        """Return what is known of each run's key, None where the record has not the run. Raises `RecordUnavailable`."""
+        values = {"wanted": orjson.dumps(run_ids).decode()}
+        found = {
+            row.run_id: RecordedKey(row.body_hash, row.status, row.finished_at)
+            for row in await self._asking.ask_the_same(self._keys, values)
+        }
+        return [found.get(run_id) for run_id in run_ids]
 
     async def fields(self, run_id: str, tenant: str) -> Fields | None:
         """Return the tenant's run, None when it has none such. Raises `RecordUnavailable`."""
@@ -124,19 +133,6 @@ class RecordReader:
     async def progress(self) -> dict[int, Progress]:
         """Return how far the record is, by partition. Raises `RecordUnavailable`."""
         return {row.partition: Progress(row.next_offset, row.at) for row in await self._ask(_PROGRESS)}
-
-    async def events(self, run_id: str, tenant: str, *, after: int, most: int) -> list[RecordedEvent]:
-        """Return the events of the tenant's run after a number, in their order. Raises `RecordUnavailable`."""
-        found = await self._ask(_EVENTS, run_id, tenant, after=after, most=most)
-        return [RecordedEvent(*row) for row in found]
-
-    async def events_at(self, partition: int, tenant: str, *, begin: int, end: int) -> list[RecordedEvent]:
-        """Return the events of all the tenant's runs between two offsets of a partition, in their order.
-
-        Raises `RecordUnavailable`.
-        """
-        found = await self._ask(_EVENTS_AT, tenant=tenant, partition=partition, begin=begin, end=end)
-        return [RecordedEvent(*row) for row in found]
 
     async def _ask(self, statement: Any, run_id: str = "", tenant: str = "", **values: str | int) -> Sequence[Any]:
         values |= {"run_id": run_id, "tenant": tenant}
@@ -215,21 +211,14 @@ _ATTEMPTS: Final = union_all(
         ).where(ATTEMPTS.c.run_id == _RUN_ID, ATTEMPTS.c.step == bindparam("step"))
     ),
 )
-_EVENT: Final = (EVENTS.c.run_id, EVENTS.c.seq, EVENTS.c.type, EVENTS.c.body, EVENTS.c.offset)
-_EVENTS: Final = (
-    _if_of(select(*_EVENT).where(EVENTS.c.run_id == _RUN_ID, EVENTS.c.seq > bindparam("after")))
-    .order_by(EVENTS.c.seq)
-    .limit(bindparam("most"))
-)
-_EVENTS_AT: Final = (
-    select(*_EVENT)
-    .join(RUNS, RUNS.c.run_id == EVENTS.c.run_id)
-    .where(
-        EVENTS.c.partition == bindparam("partition"),
-        EVENTS.c.offset >= bindparam("begin"),
-        EVENTS.c.offset < bindparam("end"),
-        RUNS.c.tenant == bindparam("tenant"),
-    )
-    .order_by(EVENTS.c.offset)
-)
 _PROGRESS: Final = select(PROGRESS)
+
+# Many runs come as one JSON text, so that the statement is the same for any number of them; by whether it is SQLite.
+_WANTED: Final = {
+    True: "SELECT value FROM json_each(:wanted)",
+    False: "SELECT json_array_elements_text(CAST(:wanted AS json))",
+}
+_KEYS: Final = (
+    "SELECT run_id, body_hash, status, finished_at FROM runs WHERE run_id IN ({wanted}) AND header IS NOT NULL"
+)
+_KEY_COLUMNS: Final = (RUNS.c.run_id, RUNS.c.body_hash, RUNS.c.status, RUNS.c.finished_at)

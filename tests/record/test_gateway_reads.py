@@ -1,6 +1,7 @@
 """What a gateway answers while Redis is emptied, behind or away, or the record is: a real Redis, both databases."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from anabranch.services.history.projection import project
 from anabranch.services.history.store import RedisSnapshots
 from anabranch.shared.contracts.ids import new_run_id, run_id_for_key
 from anabranch.shared.contracts.messages import RunEventMessage
+from anabranch.shared.contracts.times import rfc3339
 from anabranch.shared.record.asking import Asking
 from anabranch.shared.record.database import open_database
 from anabranch.shared.runtime.redis import RedisKeys
@@ -258,16 +260,62 @@ async def test_a_foreign_run_costs_what_an_unknown_one_does(redis: Redis, databa
     assert [status for _, status, _, _ in told] == [404, 404]
 
 
+def a_keyed_run(run_id: str, gateway: Bench, *, ended_s_ago: float = 1.0) -> list[RunEventMessage]:
+    """Return the events of the run that the gateway accepted last, as it ended so long ago."""
+    body_hash = gateway.log.submitted[-1].body_hash
+    at = rfc3339(int(1000 * (time.time() - ended_s_ago)))
+    started, *rest = (each.model_copy(update={"at": at}) for each in whole_run(run_id))
+    return [started.model_copy(update={"body_hash": body_hash}), *rest]
+
+
 async def test_a_key_that_comes_again_is_answered_with_how_its_run_ended(
     gateway: Bench, redis: Redis, database: AsyncEngine
 ) -> None:
     """Also when Redis has lost the run."""
     headers, run_id = {"Idempotency-Key": "k"}, run_id_for_key("default", "k")
     assert (await gateway.submit(headers=headers)).status == 202
-    await record(database, whole_run(run_id))
+    await record(database, a_keyed_run(run_id, gateway))
     await redis.flushall()
     answer = await gateway.submit(headers=headers)
     assert (answer.status, await answer.json()) == (200, {"id": run_id, "status": "succeeded"})
+
+
+@pytest.mark.parametrize("with_redis", [True, False])
+async def test_a_key_that_redis_has_lost_is_refused_with_another_body_at_any_gateway(
+    with_redis: bool, gateway: Bench, redis: Redis, no_redis: Redis, database: AsyncEngine
+) -> None:
+    """The record says what came first; what came second is noted nowhere, so that the first goes on to be its run."""
+    headers, run_id = {"Idempotency-Key": "k"}, run_id_for_key("default", "k")
+    assert (await gateway.submit(headers=headers, inputs={"n": 1})).status == 202
+    await record(database, a_keyed_run(run_id, gateway))
+    await redis.flushall()
+    async with a_gateway(redis if with_redis else no_redis, record=database) as other:  # type: ignore[arg-type]
+        for _ in range(2):
+            answer = await other.submit(headers=headers, inputs={"n": 2})
+            assert (await problem(answer))["type"] == "urn:anabranch:problem:idempotency-key-reused"
+        answer = await other.submit(headers=headers, inputs={"n": 1})
+        assert (answer.status, await answer.json()) == (200, {"id": run_id, "status": "succeeded"})
+        assert other.log.records == []
+    async with a_gateway(redis) as without_record:  # type: ignore[arg-type]
+        answer = await without_record.submit(headers=headers, inputs={"n": 2})
+        assert (answer.status == 422) == with_redis
+
+
+async def test_a_key_is_free_again_when_its_time_is_over(gateway: Bench, redis: Redis, database: AsyncEngine) -> None:
+    """The record still has the run; the next one with this key is another."""
+    headers, run_id = {"Idempotency-Key": "k"}, run_id_for_key("default", "k")
+    assert (await gateway.submit(headers=headers, inputs={"n": 1})).status == 202
+    await record(database, a_keyed_run(run_id, gateway, ended_s_ago=gateway.settings.idempotency_keep_s + 60))
+    await redis.flushall()
+    async with a_gateway(redis, record=database) as other:  # type: ignore[arg-type]
+        assert (await other.submit(headers=headers, inputs={"n": 2})).status == 202
+        assert len(other.log.records) == 1
+
+
+async def test_a_record_that_is_away_holds_up_no_key(redis: Redis, no_database: AsyncEngine) -> None:
+    """The run is accepted: the core drops repeats anyway."""
+    async with asyncio.timeout(GUARD_S), a_gateway(redis, record=no_database) as gateway:  # type: ignore[arg-type]
+        assert (await gateway.submit(headers={"Idempotency-Key": "k"})).status == 202
 
 
 async def test_a_request_that_waits_is_told_by_the_record_where_redis_lost_the_run(

@@ -215,7 +215,7 @@ def doctor(as_json: bool) -> None:
 @click.option("--until", "until_ms", callback=_milliseconds, metavar="TIME", help="Runs created before then.")
 @click.option("--tenant", help="This tenant's runs alone.")
 def export(out: Path, since_ms: int | None, until_ms: int | None, tenant: str | None) -> None:
-    """Write runs and their events from the record itself (DATABASE_URL) as Parquet files: for operators.
+    """Write runs, steps, attempts and events from the record itself (DATABASE_URL) as Parquet files: for operators.
 
     TIME is a date, or a date and time (ISO 8601), in UTC unless it says otherwise.
     """

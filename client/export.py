@@ -1,10 +1,10 @@
-"""What `anabranch export` does: an operator's command, which writes runs and their events as Parquet files.
+"""What `anabranch export` does: an operator's command, which writes runs and what happened to them as Parquet files.
 
-Runs are read in pages, each with its events in one transaction: a run and its events are of one moment, and nobody who
-writes is held up. What is in memory is a page of runs and a row group of events.
+Runs are read in pages, each with its steps, attempts and events in one transaction: a run and what belongs to it are of
+one moment, and nobody who writes is held up. What is in memory is a page of runs and a row group of each file.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,15 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import from_json, to_json
-from sqlalchemy import ColumnElement, Row, Select, and_, literal, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, Table, and_, func, literal, select, tuple_
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from anabranch.client.commands import FAILED, OK, say
 from anabranch.shared.record.database import open_database
+from anabranch.shared.record.reading import LOST
 from anabranch.shared.record.settings import RecordSettings
-from anabranch.shared.record.tables import EVENTS, RUNS
+from anabranch.shared.record.tables import ATTEMPTS, EVENTS, RUNS, STEPS
 from anabranch.shared.record.tenants import tenants
 
 PAGE_RUNS: Final = 500
@@ -57,6 +58,35 @@ RUN_COLUMNS: Final = pa.schema(
         pa.field("error_type", _NAME),
     ]
 )
+STEP_COLUMNS: Final = pa.schema(
+    [
+        pa.field("run_id", _NAME, nullable=False),
+        pa.field("tenant", _NAME, nullable=False),
+        pa.field("step", _NAME, nullable=False),
+        pa.field("uses", _NAME, nullable=False),
+        pa.field("status", _NAME, nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("queued_at", _TIME),
+        pa.field("started_at", _TIME),
+        pa.field("finished_at", _TIME),
+        pa.field("output", _JSON),
+        pa.field("error", _JSON),
+        pa.field("error_type", _NAME),
+    ]
+)
+ATTEMPT_COLUMNS: Final = pa.schema(
+    [
+        pa.field("run_id", _NAME, nullable=False),
+        pa.field("tenant", _NAME, nullable=False),
+        pa.field("step", _NAME, nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("status", _NAME, nullable=False),
+        pa.field("queued_at", _TIME),
+        pa.field("started_at", _TIME),
+        pa.field("finished_at", _TIME),
+        pa.field("error", _JSON),
+    ]
+)
 EVENT_COLUMNS: Final = pa.schema(
     [
         pa.field("run_id", _NAME, nullable=False),
@@ -71,6 +101,10 @@ EVENT_COLUMNS: Final = pa.schema(
 )
 
 
+COLUMNS: Final = {"runs": RUN_COLUMNS, "steps": STEP_COLUMNS, "attempts": ATTEMPT_COLUMNS, "events": EVENT_COLUMNS}
+"""What there is a file of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which runs: those created in a span of time, ms, from the first to before the second; of one tenant or of all."""
@@ -81,39 +115,40 @@ class Wanted:
 
 
 async def export(settings: RecordSettings, out: Path, wanted: Wanted) -> int:
-    """Write `runs.parquet` and `events.parquet` into a directory, and say how many rows they have."""
+    """Write a file of each table into a directory, and say how many rows they have."""
     if not settings.database_url:
         say("DATABASE_URL is not set: postgresql://user:password@host/name, or sqlite:///PATH")
         return FAILED
     database = open_database(settings.database_url, name="anabranch export", connections=1, timeout_s=_STATEMENT_S)
     try:
-        runs, events = await write(database, out, wanted)
+        rows = await write(database, out, wanted)
     except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         say(f"nothing was exported: {error}")
         return FAILED
     finally:
         await database.dispose()
-    say(f"{runs:,} runs and {events:,} events are in {out}")
+    *some, last = (f"{count:,} {name}" for name, count in rows.items())
+    say(f"{', '.join(some)} and {last} are in {out}")
     return OK
 
 
-async def write(database: AsyncEngine, out: Path, wanted: Wanted) -> tuple[int, int]:
-    """Write both files, and return how many rows they have. There is either both or none."""
-    with ExitStack() as files:
-        runs = files.enter_context(ParquetFile(out / "runs.parquet", RUN_COLUMNS))
-        events = files.enter_context(ParquetFile(out / "events.parquet", EVENT_COLUMNS))
+async def write(database: AsyncEngine, out: Path, wanted: Wanted) -> dict[str, int]:
+    """Write the files, and return how many rows each has. There are either all or none."""
+    with ExitStack() as open_:
+        files = {
+            name: open_.enter_context(ParquetFile(out / f"{name}.parquet", columns))
+            for name, columns in COLUMNS.items()
+        }
         async with database.connect() as connection:
             whose = [wanted.tenant] if wanted.tenant is not None else await tenants(connection)
         for tenant in whose:
-            await _write_tenant(database, tenant, wanted, runs, events)
-        runs.finish()
-        events.finish()
-    return runs.rows, events.rows
+            await _write_tenant(database, tenant, wanted, files)
+        for file in files.values():
+            file.finish()
+    return {name: file.rows for name, file in files.items()}
 
 
-async def _write_tenant(
-    database: AsyncEngine, tenant: str, wanted: Wanted, runs: "ParquetFile", events: "ParquetFile"
-) -> None:
+async def _write_tenant(database: AsyncEngine, tenant: str, wanted: Wanted, files: "Mapping[str, ParquetFile]") -> None:
     last: Place | None = None
     while True:
         async with database.connect() as connection:
@@ -124,10 +159,12 @@ async def _write_tenant(
             if not page:
                 return
             for run in page:
-                runs.add(_run(run))
+                files["runs"].add(_run(run))
             last = page[-1].created_at, page[-1].run_id
-            async for event in _events(connection, and_(span, _place(last) >= _PLACE)):
-                events.add(event)
+            for name, (statement, made) in _OF_RUNS.items():
+                selected = statement.where(and_(span, _place(last) >= _PLACE))
+                async for row in await connection.stream(selected, execution_options={"yield_per": _FETCHED_ROWS}):
+                    files[name].add(made(row))
 
 
 def _span(tenant: str, wanted: Wanted, after: Place | None) -> "ColumnElement[bool]":
@@ -159,19 +196,34 @@ def _place(place: Place) -> Any:
     return tuple_(literal(place[0]), literal(place[1]))
 
 
-async def _events(connection: AsyncConnection, of_runs: "ColumnElement[bool]") -> AsyncIterator[dict[str, Any]]:
-    """Yield the events of some runs, run after run, as they happened."""
-    columns = (EVENTS.c[name] for name in ("run_id", "seq", "type", "at", "partition", "offset", "body"))
-    wanted = (
+def _of_runs(table: Table, columns: Sequence["ColumnElement[Any]"], *order: str) -> "Select[Any]":
+    """Select what belongs to runs, run after run, in the order of these columns."""
+    return (
         select(*columns, RUNS.c.tenant)
-        .join(RUNS, RUNS.c.run_id == EVENTS.c.run_id)
-        .where(of_runs)
-        .order_by(RUNS.c.created_at, RUNS.c.run_id, EVENTS.c.seq)
+        .join(RUNS, RUNS.c.run_id == table.c.run_id)
+        .order_by(RUNS.c.created_at, RUNS.c.run_id, *(table.c[name] for name in order))
     )
-    async for row in await connection.stream(wanted, execution_options={"yield_per": _FETCHED_ROWS}):
-        event = row._asdict()
-        event["event"] = event.pop("body").decode()
-        yield event
+
+
+def _step(row: "Row[Any]") -> dict[str, Any]:
+    step = row._asdict()
+    document = from_json(step.pop("document"))
+    return step | {"output": _text(document.get("output")), "error": _text(document.get("error"))}
+
+
+def _attempt(row: "Row[Any]") -> dict[str, Any]:
+    """Return an attempt as its columns; one that never ended and is not the last was lost (as over HTTP)."""
+    attempt = row._asdict()
+    if attempt["attempt"] < attempt.pop("last") and attempt["finished_at"] is None:
+        attempt["status"] = LOST
+    error = attempt.pop("error")
+    return attempt | {"error": None if error is None else error.decode()}
+
+
+def _event(row: "Row[Any]") -> dict[str, Any]:
+    event = row._asdict()
+    event["event"] = event.pop("body").decode()
+    return event
 
 
 def _run(row: "Row[Any]") -> dict[str, Any]:
@@ -194,6 +246,18 @@ def _text(value: Any) -> str | None:
         return orjson.dumps(value).decode()
     except TypeError:  # an integer beyond 64 bits
         return to_json(value).decode()
+
+
+# What belongs to runs: how it is read, and what a row becomes.
+_LAST: Final = func.max(ATTEMPTS.c.attempt).over(partition_by=(ATTEMPTS.c.run_id, ATTEMPTS.c.step)).label("last")
+_OF_RUNS: Final[Mapping[str, tuple["Select[Any]", Callable[["Row[Any]"], dict[str, Any]]]]] = {
+    "steps": (_of_runs(STEPS, [each for each in STEPS.c if each.name != "seq"], "step"), _step),
+    "attempts": (
+        _of_runs(ATTEMPTS, [*(each for each in ATTEMPTS.c if each.name != "seq"), _LAST], "step", "attempt"),
+        _attempt,
+    ),
+    "events": (_of_runs(EVENTS, list(EVENTS.c), "seq"), _event),
+}
 
 
 class ParquetFile:

@@ -15,8 +15,9 @@ from anabranch.client import cli
 from anabranch.client import export as of_export
 from anabranch.client.export import Wanted, write
 from anabranch.shared.contracts.times import milliseconds
-from anabranch.shared.record.tables import EVENTS, RUNS
+from anabranch.shared.record.tables import ATTEMPTS, EVENTS, RUNS, STEPS
 
+FILES = {"runs.parquet", "steps.parquet", "attempts.parquet", "events.parquet"}
 T0 = milliseconds("2026-01-31T00:00:00.000000Z")
 HOUR_MS = 3600 * 1000
 OUTPUTS = {"n": 2**70, "text": "ü\u0000\u2028", "list": [1, 1.5, None, {"a": {}}]}
@@ -58,6 +59,34 @@ def events_of(run: dict[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def steps_of(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a run's steps, in the order of their names: one succeeded, one failed."""
+    at = run["created_at"]
+    same = {"run_id": run["run_id"], "seq": 2, "uses": "x", "attempt": 2, "queued_at": at, "started_at": at + 1}
+    return [
+        same | {
+            "step": "B", "status": "succeeded", "finished_at": at + 3, "error_type": None,
+            "document": of_export.to_json({"output": OUTPUTS, "error": None}),
+        },
+        same | {
+            "step": "a", "status": "failed", "finished_at": None, "error_type": "Boom",
+            "document": of_export.to_json({"output": None, "error": {"type": "Boom", "message": "ü"}}),
+        },
+    ]  # fmt: skip
+
+
+def attempts_of(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the attempts of a run's steps: the first of each was lost, the last one may go on."""
+    at = run["created_at"]
+    return [
+        {
+            "run_id": run["run_id"], "step": step, "attempt": attempt, "seq": 1, "status": "running", "queued_at": at,
+            "started_at": at + attempt, "finished_at": None, "error": b'{"type":"Boom"}' if step == "a" else None,
+        }
+        for step in ("B", "a") for attempt in (1, 2)
+    ]  # fmt: skip
+
+
 ROWS = [a_run(number) for number in range(40)]
 """In no order that an export has."""
 
@@ -70,11 +99,13 @@ async def filled(database: AsyncEngine) -> AsyncEngine:
         for run in [*reversed(ROWS), nobodys]:
             await connection.execute(insert(RUNS), run)
             await connection.execute(insert(EVENTS), events_of(run))
+            await connection.execute(insert(STEPS), [*reversed(steps_of(run))])
+            await connection.execute(insert(ATTEMPTS), [*reversed(attempts_of(run))])
     return database
 
 
 def expected(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of both files: by tenant, age and id, and of each run by number."""
+    """Return the rows of runs and events: by tenant, age and id, and of each run by number."""
     ordered = sorted(runs, key=lambda run: (run["tenant"], run["created_at"], run["run_id"]))
     events = [event | {"tenant": run["tenant"]} for run in ordered for event in events_of(run)]
     return ordered, events
@@ -91,7 +122,7 @@ def in_ms(row: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def check(out: Path, runs: list[dict[str, Any]]) -> tuple[int, int]:
-    """Compare both files with the rows of runs; return how many row groups they have."""
+    """Compare the files with the rows of runs; return how many row groups runs and events have."""
     wanted_runs, wanted_events = expected(runs)
     (found_runs, run_groups), (found_events, event_groups) = read(out / "runs.parquet"), read(out / "events.parquet")
     assert len(found_runs) == len(wanted_runs)
@@ -106,6 +137,7 @@ def check(out: Path, runs: list[dict[str, Any]]) -> tuple[int, int]:
         assert orjson.loads(found["inputs"]) == header["inputs"]
         for name in ("outputs", "error"):
             assert (found[name] and of_export.from_json(found[name])) == ending.get(name)
+    _check_steps(out, wanted_runs)
     assert len(found_events) == len(wanted_events)
     for event, stored in zip(found_events, wanted_events, strict=True):
         shown = in_ms(event, "at")
@@ -114,22 +146,42 @@ def check(out: Path, runs: list[dict[str, Any]]) -> tuple[int, int]:
     return run_groups, event_groups
 
 
+def _check_steps(out: Path, runs: list[dict[str, Any]]) -> None:
+    times = ("queued_at", "started_at", "finished_at")
+    steps = [step | {"tenant": run["tenant"]} for run in runs for step in steps_of(run)]
+    found_steps, _ = read(out / "steps.parquet")
+    assert len(found_steps) == len(steps)
+    for found, wanted in zip(found_steps, steps, strict=True):
+        del wanted["seq"]
+        document = of_export.from_json(wanted.pop("document"))
+        said = {name: found[name] and of_export.from_json(found[name]) for name in ("output", "error")}
+        assert in_ms(found, *times) | said == wanted | document
+    attempts = [attempt | {"tenant": run["tenant"]} for run in runs for attempt in attempts_of(run)]
+    found_attempts, _ = read(out / "attempts.parquet")
+    for attempt in attempts:
+        del attempt["seq"]
+        attempt["status"] = "lost" if attempt["attempt"] == 1 else "running"
+        attempt["error"] = attempt["error"] and attempt["error"].decode()
+    assert [in_ms(found, *times) for found in found_attempts] == attempts
+
+
 async def test_the_files_hold_the_record_row_by_row(
     filled: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In an order of their own, by pages and row groups, the same bytes each time."""
     monkeypatch.setattr(of_export, "PAGE_RUNS", 7)
     monkeypatch.setattr(of_export, "GROUP_ROWS", 100)
-    assert await write(filled, tmp_path / "a", Wanted()) == (40, sum(run["seq"] for run in ROWS))
+    rows = {"runs": 40, "steps": 80, "attempts": 160, "events": sum(run["seq"] for run in ROWS)}
+    assert await write(filled, tmp_path / "a", Wanted()) == rows
     assert check(tmp_path / "a", ROWS) == (1, 9)
     await write(filled, tmp_path / "b", Wanted())
-    for name in ("runs.parquet", "events.parquet"):
+    for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     monkeypatch.setattr(of_export, "GROUP_BYTES", 2000)
     await write(filled, tmp_path / "c", Wanted())
     groups = check(tmp_path / "c", ROWS)
     assert min(groups) > 1
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {"runs.parquet", "events.parquet"}
+    assert {path.name for path in (tmp_path / "c").iterdir()} == FILES
 
 
 @pytest.mark.parametrize(
@@ -149,8 +201,8 @@ async def test_what_is_wanted_is_exported_alone(
     monkeypatch.setattr(of_export, "PAGE_RUNS", 3)
     await write(filled, tmp_path, wanted)
     check(tmp_path, [ROWS[number] for number in numbers])
-    assert pq.read_schema(tmp_path / "runs.parquet").equals(of_export.RUN_COLUMNS)
-    assert pq.read_schema(tmp_path / "events.parquet").equals(of_export.EVENT_COLUMNS)
+    for name, columns in of_export.COLUMNS.items():
+        assert pq.read_schema(tmp_path / f"{name}.parquet").equals(columns)
 
 
 async def test_an_export_that_breaks_off_leaves_no_file(
@@ -184,7 +236,7 @@ async def test_the_command_says_what_it_wrote_and_what_it_lacks(
 
     monkeypatch.setenv("DATABASE_URL", database_url)
     code, said = await asyncio.to_thread(anabranch, "--since", "2026-01-31T05:00:00", "--until", "2026-02-01")
-    assert (code, said.partition(" in ")[0]) == (0, "30 runs and 765 events are")
+    assert (code, said.partition(" in ")[0]) == (0, "30 runs, 60 steps, 120 attempts and 765 events are")
     check(tmp_path / "out", ROWS[10:])
     assert await asyncio.to_thread(anabranch) == (
         1,

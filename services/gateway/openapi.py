@@ -184,7 +184,7 @@ _PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     **{
         key: {"name": key.removeprefix("of_"), "in": "query", "description": words, "schema": schema}
         for key, words, schema in (
-            ("status", "Any of these.", {"type": "array", "items": {"enum": list(STATUSES)}, "uniqueItems": True}),
+            ("status", "Any of these.", {"type": "array", "items": {"enum": list(STATUSES)}}),
             ("of_pipeline", "Of this name.", _TEXT),
             ("revision", "Of this revision.", {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}),
             ("since", "Begun at this time or later: RFC 3339, or so long ago: 15m, 7d.", _SOME_TIME),

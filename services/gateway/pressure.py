@@ -57,11 +57,11 @@ class Pressure:
             self._metrics.run_refused("unacknowledged")
             raise unavailable("Too many requests are on their way to Kafka.", retry_after_s=_RETRY_SOON_S)
 
-    def measured(self, lag: int) -> None:
-        """The inbox exists and the orchestrators are this far behind."""
+    def measured(self, lag: int, partitions: Mapping[int, int] = {}) -> None:
+        """The inbox exists and the orchestrators are this far behind, in all and in each partition."""
         self.inbox_exists = True
         self.lag = lag
-        self._metrics.inbox_lag(lag)
+        self._metrics.inbox_lag(lag, partitions)
 
     def not_measured(self) -> None:
         """Kafka did not say how far they are. What was known before may be wrong: nobody is refused for it."""
@@ -109,13 +109,14 @@ class LagWatch:
         offsets = {partition: known.offset for partition, known in committed.items() if known.offset >= 0}
         if len(offsets) < len(self._partitions) and not self._begins:
             self._begins = await self._consumer.beginning_offsets(self._partitions)
-        self._pressure.measured(lag_of(ends, offsets, self._begins))
+        lags = lags_of(ends, offsets, self._begins)
+        self._pressure.measured(sum(lags.values()), lags)
 
 
-def lag_of(
+def lags_of(
     ends: Mapping[TopicPartition, int],
     committed: Mapping[TopicPartition, int],
     begins: Mapping[TopicPartition, int],
-) -> int:
-    """Return how many records are not yet read; of a partition without a committed offset, all of them."""
-    return sum(max(0, end - committed.get(partition, begins.get(partition, 0))) for partition, end in ends.items())
+) -> dict[int, int]:
+    """Return how many records of each partition are not yet read; without a committed offset, all of them."""
+    return {each.partition: max(0, end - committed.get(each, begins.get(each, 0))) for each, end in ends.items()}

@@ -2,7 +2,9 @@
 
 from prometheus_client import CollectorRegistry
 
-from anabranch.shared.runtime.metrics import ServiceMetrics
+from anabranch.shared.runtime.metrics import OneOf, ServiceMetrics
+
+_OUTCOMES = ("projected", "repeated", "dead_lettered", "not_joined")
 
 
 class HistoryMetrics(ServiceMetrics):
@@ -10,7 +12,7 @@ class HistoryMetrics(ServiceMetrics):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__("history", registry)
-        events = self.counter("events", "Run events, by what became of them.", ["outcome"])
+        events = self.counter("events", "Run events, by what became of them.", {"outcome": OneOf(*_OUTCOMES)})
         self._projected = events.labels("projected")
         self._repeated = events.labels("repeated")
         self._dead = events.labels("dead_lettered")
@@ -27,7 +29,11 @@ class HistoryMetrics(ServiceMetrics):
         )
 
         self._runs_deleted = self.counter("record_runs_deleted", "Runs deleted from the record: too old, or too many.")
-        recorded = self.counter("record_events", "Run events for the record, by what became of them.", ["outcome"])
+        recorded = self.counter(
+            "record_events",
+            "Run events for the record, by what became of them.",
+            {"outcome": OneOf("recorded", "repeated")},
+        )
         self._recorded = recorded.labels("recorded")
         self._recorded_again = recorded.labels("repeated")
         self._record_missing = self.counter("record_missing_events", "Events absent from a run's sequence.")

@@ -1,6 +1,7 @@
 """`python -m anabranch.services.orchestrator`: wires the orchestrator and runs it."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import NoReturn
 
 from anabranch.services.orchestrator.command_topics import CommandTopics
@@ -50,10 +51,15 @@ async def main(service: Service[OrchestratorSettings]) -> None:
     def rejoin() -> None:
         membership.rejoin()
 
+    async def on_assigned(partitions: Iterable[int]) -> None:
+        metrics.assigned()
+        await owner.on_assigned(partitions)
+
     owner = PartitionOwner(new_task=new_task, rejoin=rejoin, fail=fail, logger=logger)
+    metrics.watch(lambda: owner.tasks)
     membership = Membership(
         settings,
-        on_assigned=owner.on_assigned,
+        on_assigned=on_assigned,
         on_revoked=owner.on_revoked,
         offsets=lambda: {p: task.offset for p, task in owner.tasks.items() if task.offset is not None},
         fail=fail,

@@ -37,7 +37,7 @@ from anabranch.services.orchestrator.ports import (
 from anabranch.services.orchestrator.refusals import refusals_of_lost
 from anabranch.services.orchestrator.timers import Due, Timers
 from anabranch.shared.contracts import messages as m
-from anabranch.shared.contracts.codec import Undecodable, decode, encode
+from anabranch.shared.contracts.codec import Undecodable, decode, encode, type_said_in
 from anabranch.shared.contracts.dead_letters import Origin, dead_letter, letter_key
 from anabranch.shared.contracts.ids import trace_id_of_run
 from anabranch.shared.contracts.limits import MAX_CHECKPOINT_BYTES, MAX_UNACKNOWLEDGED_BYTES, MAX_UNCHECKPOINTED_BYTES
@@ -98,6 +98,7 @@ class PartitionTask:
         self._restored = False
         self._since_checkpoint = self._bytes_since_checkpoint = 0
         self._checkpoint_due = 0.0
+        self._writing_since = 0.0  # what is in the checkpoint under way was decided then, or later
         self._checkpointing: asyncio.Task[None] | None = None
 
     @property
@@ -114,6 +115,28 @@ class PartitionTask:
     def is_restored(self) -> bool:
         """Whether it has read its state and decides."""
         return self._restored
+
+    @property
+    def active_runs(self) -> int:
+        """How many runs have not ended."""
+        return len(self._partition.runs) + len(self._partition.stored)
+
+    def quiet_ms(self) -> int:
+        """For how long nothing was heard of the run that was heard of least lately, by this host's clock."""
+        runs = min((run.at for run in self._partition.runs.values()), default=None)
+        stored = min((run.head.at for run in self._partition.stored.values()), default=None)
+        heard = [at for at in (runs, stored) if at is not None]
+        return max(0, self._now_ms() - min(heard)) if heard else 0
+
+    def unwritten_s(self) -> float:
+        """For how long the oldest record that was decided is in no checkpoint."""
+        if self._checkpointing is not None:
+            return max(0.0, self._loop.time() - self._writing_since)
+        return max(0.0, self._loop.time() - self._decided_since) if self._since_checkpoint else 0.0
+
+    @property
+    def _decided_since(self) -> float:
+        return self._checkpoint_due - self._pace.checkpoint_s
 
     @property
     def stopping(self) -> bool:
@@ -306,6 +329,8 @@ class PartitionTask:
             decision = self._partition.decide(message, record.at_ms)
         except Exception as error:  # noqa: BLE001  # whatever is wrong with deciding this record, the next ones must go on
             decision = self._engine_error(record, message, error)
+        if type(message) is m.TimerFired and (lost := _lost_workers(decision)):
+            self._metrics.worker_lost(lost)
         self._partition.commit(decision, record.at_ms)
         self._act(decision, message.run_id, record.at_ms)
         self._metrics.decided(message.type, decision.ignored)
@@ -327,19 +352,25 @@ class PartitionTask:
     # --- 3. append ------------------------------------------------------------------------------------------------
 
     def _act(self, decision: Decision, run_id: str, at_ms: int) -> None:
+        said = ""
         for effect in decision.effects:
             match effect:
                 case Append():
                     self._log.append(effect)
                     self._bytes_since_checkpoint += len(effect.value)
+                    if effect.channel is Channel.RUN_EVENTS:
+                        self._metrics.said(said := type_said_in(effect.headers))
                 case SetTimer() if decision.ignored is Ignore.EARLY_TIMER:  # our clock is ahead: go by the broker's
                     self._set_timer(run_id, effect, at_ms)
                 case SetTimer():  # the record may have waited, or be decided again after a take-over
                     self._set_timer(run_id, effect, max(at_ms, self._now_ms()))
                 case DropTimer():
                     self._timers.drop(run_id, effect.timer_id)
-        if decision.ended:
+        if decision.turn is not None and decision.turn.ended:
             self._timers.drop_run(run_id)
+            turn = decision.turn
+            seconds = max(0, turn.at - turn.run.started_at) / 1000
+            self._metrics.run_ended(said, seconds=seconds, trace_id=turn.trace_id)
 
     def _set_timer(self, run_id: str, effect: SetTimer, now_ms: int) -> None:
         """Arm a timer for what remains of it. One that fires too early, since a clock is ahead, is armed again."""
@@ -414,6 +445,7 @@ class PartitionTask:
         assert self._offset is not None
         changes = changelog.take_changes(self._partition, self._offset)
         acknowledged = self._log.acknowledged()
+        self._writing_since = self._decided_since
         self._since_checkpoint = self._bytes_since_checkpoint = 0
         writing = asyncio.create_task(
             self._write_checkpoint(changes, acknowledged), name=f"checkpoint of partition {self._log.partition}"
@@ -427,24 +459,26 @@ class PartitionTask:
         started = self._loop.time()
         await self._wait_for(acknowledged)
         await self._log.checkpoint(changes)
-        self._metrics.checkpointed(seconds=self._loop.time() - started, records=len(changes))
+        size = sum(len(key) + len(value or b"") for key, value in changes)
+        self._metrics.checkpointed(seconds=self._loop.time() - started, records=len(changes), size=size)
 
     async def _wait_for(self, acknowledged: "asyncio.Future[None]") -> None:
         await acknowledged
 
     async def _hold_back(self) -> None:
         """Stop taking while too much is not checkpointed or not acknowledged."""
-        pace, log = self._pace, self._log
+        pace, log, began = self._pace, self._log, self._loop.time()
         if log.unacknowledged > pace.max_unacknowledged or log.unacknowledged_bytes > pace.max_unacknowledged_bytes:
-            self._metrics.held_back()
             await log.acknowledged()
+            self._metrics.held_back(seconds=self._loop.time() - began)
         is_ahead = (
             self._since_checkpoint > pace.max_uncheckpointed
             or self._bytes_since_checkpoint > pace.max_uncheckpointed_bytes
         )
         if is_ahead and self._checkpointing is not None:
-            self._metrics.held_back()
+            began = self._loop.time()
             await asyncio.wait([self._checkpointing])
+            self._metrics.held_back(seconds=self._loop.time() - began)
 
     # --- revoke and stop ------------------------------------------------------------------------------------------
 
@@ -460,6 +494,14 @@ class PartitionTask:
             self._checkpointing.cancel()
             await asyncio.wait([self._checkpointing])
             self._checkpointing = None
+
+
+def _lost_workers(decision: Decision) -> int:
+    """Return how many leases the decision gives up, before it is committed."""
+    turn = decision.turn
+    if turn is None:
+        return 0
+    return sum(max(0, step.losses - turn.run.steps[index].losses) for index, step in turn.changed.items())
 
 
 _IDLE_WAIT_S: Final = 60.0  # nothing is due: only a record or `stop` ends the wait

@@ -473,6 +473,7 @@ class Worker(Generic[In, Out]):
     def _start(self, attempt: Attempt) -> StepContext:
         command, now_s = attempt.command, self._loop.time()
         attempt.started_at = now_s
+        self._facts.begun(max(0, self._now_ms() - command.at_ms) / 1000)
         attempt.context = context = StepContext(
             run_id=command.run_id,
             step=command.step,

@@ -60,6 +60,11 @@ def headers_of(message_type: str, *, message_id: str, source: str, at_ms: int, t
     )
 
 
+def type_said_in(headers: Headers) -> str:
+    """Return the type of a message from the headers that `headers_of` made."""
+    return headers[1][1].decode()
+
+
 @lru_cache(maxsize=256)  # types and sources: a handful
 def _named(name: str, value: str) -> tuple[str, bytes]:
     return name, value.encode()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 Check = Callable[[], bool | str]
 
@@ -39,10 +40,19 @@ def add_ops_routes(app: web.Application, readiness: Readiness, registry: Collect
         body = {"status": "not ready" if missing else "ready", "not_ready": dict(missing)}
         return web.json_response(body, status=503 if missing else 200)
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def metrics(request: web.Request) -> web.Response:
+        if "application/openmetrics-text" in request.headers.get("Accept", ""):  # it alone has exemplars
+            body, content_type = _openmetrics(registry), openmetrics.CONTENT_TYPE_LATEST
+        else:
+            body, content_type = generate_latest(registry), CONTENT_TYPE_LATEST
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     present = {resource.canonical for resource in app.router.resources()}
     for path, handler in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", metrics)):
         if path not in present:
             app.router.add_get(path, handler)
+
+
+def _openmetrics(registry: CollectorRegistry) -> bytes:
+    body: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+    return body

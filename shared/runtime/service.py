@@ -32,6 +32,7 @@ from anabranch.shared.runtime.listener import Listener
 from anabranch.shared.runtime.log import configure_logging, get_logger
 from anabranch.shared.runtime.metrics import new_registry
 from anabranch.shared.runtime.ops import Check, Readiness, add_ops_routes
+from anabranch.shared.runtime.process_metrics import ProcessMetrics
 from anabranch.shared.runtime.settings import Settings, unknown_names
 from anabranch.shared.runtime.tracebacks import leaves_of
 
@@ -67,6 +68,7 @@ class Service(Generic[SettingsT]):
         self.settings = settings
         self.log: FilteringBoundLogger = get_logger()
         self.registry: CollectorRegistry = new_registry()
+        self._process = ProcessMetrics(name, self.registry)
         self.stopping = asyncio.Event()
         self.deadline: Deadline | None = None
         self.port: int | None = None
@@ -222,9 +224,11 @@ async def _live(
 
 async def _run_main(service: Service[SettingsT], main: Main[SettingsT]) -> None:
     running = asyncio.create_task(_awaited(main(service)), name="main")
+    looking = asyncio.create_task(service._process.keep_looking(), name="event-loop lag")
     stopping = asyncio.create_task(service.stopping.wait(), name="stopping")
     await _first_of(running, stopping, service._failed)
     stopping.cancel()
+    looking.cancel()
     if not running.done() and not service._failed.done():
         await _first_of(running, service._failed, timeout=service.deadline.remaining() if service.deadline else 0.0)
     if service._failed.done():

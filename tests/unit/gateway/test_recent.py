@@ -42,10 +42,7 @@ async def test_an_answer_is_kept_for_its_tenant_and_its_question_alone() -> None
     record.asked = 2
     assert await memory.answer(("other", *QUESTION[1:]), record) == b"3"
     assert await memory.answer((*QUESTION[:2], "status=running"), record) == b"4"
-    counted = [
-        registry.get_sample_value("anabranch_gateway_record_questions_total", {"source": each})
-        for each in ("sql", "memory")
-    ]
+    counted = [registry.get_sample_value(f"cache_{each}_total", {"cache": "questions"}) for each in ("misses", "hits")]
     assert counted == [3, 2]
 
 

@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.shared.contracts.text import writable
+from anabranch.shared.runtime.allocation import give_memory_back
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.errors import KafkaRefused, UnusableSettings
 from anabranch.shared.runtime.listener import Listener
@@ -176,6 +177,7 @@ def run_service(
     `app` makes the HTTP application, to which the three routes are added; without it they are all there is.
     """
     configure_logging(name, settings)
+    give_memory_back()
     _tune_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         living: list[Service[SettingsT]] = []

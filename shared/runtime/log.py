@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import orjson
@@ -40,6 +41,7 @@ def configure_logging(service: str, settings: Settings) -> None:
     Libraries log through the standard library; of theirs, warnings and worse are written.
     """
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    _level.usual = _level.now = level
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -49,17 +51,64 @@ def configure_logging(service: str, settings: Settings) -> None:
             _bounded,
             *_rendering(settings.log_format),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=_SwitchedLogger,
         logger_factory=_factory(settings.log_format),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[_ToStructlog()], force=True)
 
 
+def switch_level() -> str:
+    """Write everything from now on, or again from the settings' level on; return the name of the level."""
+    _level.now = _level.usual if _level.now == logging.DEBUG != _level.usual else logging.DEBUG
+    logging.getLogger().setLevel(max(_level.now, logging.WARNING))
+    return logging.getLevelName(_level.now).lower()
+
+
+@dataclass(slots=True)
+class _Level:
+    """The level from which lines are written: as the settings have it, and now."""
+
+    usual: int = logging.INFO
+    now: int = logging.INFO
+
+
+_level: Final = _Level()
+
+
+def _from(number: int, name: str) -> Callable[..., Any]:
+    """Return the method of a logger that writes a line, if lines of its level are written now."""
+    write = getattr(_AllLines, name)
+
+    def said(self: Any, event: str | None = None, *arguments: Any, **values: Any) -> Any:
+        return write(self, event, *arguments, **values) if number >= _level.now else None
+
+    return said
+
+
+_AllLines: Final[Any] = structlog.make_filtering_bound_logger(logging.DEBUG)
+_METHODS: Final = {
+    "debug": logging.DEBUG, "info": logging.INFO, "msg": logging.INFO, "warning": logging.WARNING,
+    "warn": logging.WARNING, "error": logging.ERROR, "exception": logging.ERROR, "critical": logging.CRITICAL,
+}  # fmt: skip
+
+
+class _SwitchedLogger(_AllLines):  # type: ignore[misc]  # made by structlog
+    """A logger that has its level looked up at each line."""
+
+    def log(self, level: int, event: str, *arguments: Any, **values: Any) -> Any:
+        """Write a line of this level."""
+        return super().log(level, event, *arguments, **values) if level >= _level.now else None
+
+
+for _name, _number in _METHODS.items():
+    setattr(_SwitchedLogger, _name, _from(_number, _name))
+
+
 def get_logger(**bound: Any) -> FilteringBoundLogger:
     """Return a logger with values bound to each of its lines; call it after `configure_logging`.
 
-    The level is decided here: a call below it costs an empty method.
+    A call below the level costs a comparison.
     """
     return cast(FilteringBoundLogger, structlog.get_logger().bind(**bound))
 

@@ -30,11 +30,12 @@ from anabranch.shared.runtime.allocation import give_memory_back
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.errors import KafkaRefused, UnusableSettings
 from anabranch.shared.runtime.listener import Listener
-from anabranch.shared.runtime.log import configure_logging, get_logger
+from anabranch.shared.runtime.log import configure_logging, get_logger, switch_level
 from anabranch.shared.runtime.metrics import new_registry
 from anabranch.shared.runtime.ops import Check, Readiness, add_ops_routes
 from anabranch.shared.runtime.process_metrics import ProcessMetrics
 from anabranch.shared.runtime.settings import Settings, unknown_names
+from anabranch.shared.runtime.stacks import write_stacks
 from anabranch.shared.runtime.tracebacks import leaves_of
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -299,8 +300,16 @@ def _listen_to_signals(service: Service[SettingsT]) -> None:
         service.log.info("stopping", signal=number.name)
         service.stop()
 
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+        loop.add_signal_handler(number, on_signal, number)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: service.log.warning("log level", level=switch_level()))
+    loop.add_signal_handler(signal.SIGUSR2, _show_stacks, service)
+
+
+def _show_stacks(service: Service[SettingsT]) -> None:
+    count = write_stacks(asyncio.all_tasks(), sys.stderr)
+    service.log.warning("stacks are written to stderr", tasks=count)
 
 
 def _exit_now(code: int) -> NoReturn:

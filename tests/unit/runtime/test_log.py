@@ -8,7 +8,7 @@ import orjson
 import pytest
 import structlog
 
-from anabranch.shared.runtime.log import MAX_VALUE_CHARS, REPEAT_AFTER_S, configure_logging, get_logger
+from anabranch.shared.runtime.log import MAX_VALUE_CHARS, REPEAT_AFTER_S, configure_logging, get_logger, switch_level
 from anabranch.shared.runtime.settings import Settings
 
 
@@ -40,6 +40,27 @@ def test_line_below_the_level_is_not_written(capfdbinary: pytest.CaptureFixture[
     configure_logging("gateway", Settings(log_level="warning"))
     get_logger().info("accepted")
     assert lines(capfdbinary) == []
+
+
+def test_level_is_switched_while_it_runs(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """For loggers that are there already, too; libraries' lines come from warnings on whatever is asked for."""
+    configure_logging("gateway", Settings(log_level="error"))
+    log = get_logger().bind(a=1)
+
+    def said() -> list[str]:
+        for write in (log.debug, log.info, log.warning, log.error, logging.getLogger("aiokafka").info):
+            write("here")
+        log.log(logging.DEBUG, "here")
+        logging.getLogger("aiokafka").warning("theirs %d", len(switched))
+        return [f"{line['level']} {line['event']}" for line in lines(capfdbinary)]
+
+    switched: list[str] = []
+    assert said() == ["error here"]
+    switched.append(switch_level())
+    assert said() == ["debug here", "info here", "warning here", "error here", "debug here", "warning theirs 1"]
+    switched.append(switch_level())
+    assert said() == ["error here"]
+    assert switched == ["debug", "error"]
 
 
 def test_warnings_of_libraries_are_lines_too_and_their_chatter_is_not(

@@ -33,10 +33,16 @@ class Together(Generic[Q, A]):
             while self._waiting:
                 asked, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
                 asked = [each for each in asked if not each[1].done()]  # who asked may have left
+                if not asked:
+                    continue
                 try:
                     answers = await self._ask_for([question for question, _ in asked])
-                except RecordUnavailable as error:
-                    self._refuse(asked, error)
+                except RecordUnavailable as error:  # all who wait would wait as long, and for nothing
+                    waiting, self._waiting = self._waiting, []
+                    _refuse(asked + waiting, error)
+                    continue
+                except Exception as error:  # noqa: BLE001  it is theirs who asked: none of them waits for ever
+                    _refuse(asked, error)
                     continue
                 again = []
                 for each, answer in zip(asked, answers, strict=True):
@@ -48,9 +54,8 @@ class Together(Generic[Q, A]):
         finally:
             self._asking = None
 
-    def _refuse(self, asked: list[tuple[Q, "asyncio.Future[A]"]], error: RecordUnavailable) -> None:
-        """Tell these and all who wait: they would wait as long, and for nothing."""
-        waited, self._waiting = asked + self._waiting, []
-        for _, answered in waited:
-            if not answered.done():
-                answered.set_exception(error)
+
+def _refuse(asked: Sequence[tuple[Q, "asyncio.Future[A]"]], error: Exception) -> None:
+    for _, answered in asked:
+        if not answered.done():
+            answered.set_exception(error)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from anabranch.client.stored_events import DATABASE, Read, Stored, find, wrong_rows
+from anabranch.client.stored_events import DATABASE, Read, Stored, find, from_database, wrong_rows
 from anabranch.services.orchestrator.replay import RULES_VERSION, Cause, InboxReplay, open_inbox
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.contracts.codec import Undecodable, decode
@@ -40,6 +40,7 @@ class Rebuilt:
     rules: int  # under which the run began
     difference: Difference | None
     wrong_rows: Sequence[str] = ()  # tables of the record in which the run is not what its events make of it
+    not_decided_since: str = "the inbox no longer holds the run's beginning"  # where the events were only read
 
     @property
     def is_equal(self) -> bool:
@@ -65,6 +66,15 @@ async def rebuild(settings: RecordSettings, run_id: str) -> Rebuilt | None:
     if stored_in == DATABASE and rebuilt.difference is None:
         return replace(rebuilt, wrong_rows=await wrong_rows(settings, run_id))
     return rebuilt
+
+
+async def rebuild_without_kafka(settings: RecordSettings, run_id: str, why: str) -> Rebuilt | None:
+    """Return the run of the events that the record has, or None if there is no record, or no such run in it."""
+    stored = await from_database(settings, run_id) if settings.database_url else {}
+    if not stored:
+        return None
+    rebuilt = replace(as_stored(DATABASE, stored), not_decided_since=why)
+    return rebuilt if rebuilt.difference else replace(rebuilt, wrong_rows=await wrong_rows(settings, run_id))
 
 
 async def _compared(inbox: InboxReplay, stored_in: str, stored: Stored, read: Read) -> Rebuilt:

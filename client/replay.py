@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from anabranch.client.commands import FAILED, OK, WRONG, put, say, show
 from anabranch.client.model import Run
-from anabranch.client.rebuilt import Difference, Rebuilt, event_of, rebuild
+from anabranch.client.rebuilt import Difference, Rebuilt, event_of, rebuild, rebuild_without_kafka
 from anabranch.services.orchestrator.replay import RULES_VERSION, Cause
 from anabranch.shared.contracts import messages as m
 from anabranch.shared.record.settings import RecordSettings
@@ -29,8 +29,7 @@ _NAMED: Final = 5  # steps in one line
 async def replay(settings: RecordSettings, run_id: str, *, at: int | None, as_json: bool) -> int:
     """Rebuild a run, print it as it was at an event, and say whether what is stored is the same."""
     try:
-        await wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S))
-        rebuilt = await rebuild(settings, run_id)
+        rebuilt = await _rebuilt(settings, run_id)
     except KafkaUnreachable as error:
         say(str(error))
         return UNANSWERED
@@ -45,6 +44,19 @@ async def replay(settings: RecordSettings, run_id: str, *, at: int | None, as_js
         return WRONG
     print_rebuilt(rebuilt, run_id, len(rebuilt.events) if at is None else at, as_json=as_json)
     return OK if rebuilt.is_equal else FAILED
+
+
+async def _rebuilt(settings: RecordSettings, run_id: str) -> Rebuilt | None:
+    """Return the run as it is decided again, or as the record has it where Kafka does not answer."""
+    try:
+        await wait_for_kafka(settings, Deadline.after(_KAFKA_WITHIN_S))
+        return await rebuild(settings, run_id)
+    except (KafkaUnreachable, KafkaError) as error:
+        why = str(error) if isinstance(error, KafkaUnreachable) else repr(error)
+        rebuilt = await rebuild_without_kafka(settings, run_id, f"Kafka cannot be asked ({why})")
+        if rebuilt is None:
+            raise
+        return rebuilt
 
 
 def print_rebuilt(rebuilt: Rebuilt, run_id: str, at: int, *, as_json: bool) -> None:
@@ -106,7 +118,7 @@ def _verdict(rebuilt: Rebuilt) -> str:
         )
     if not rebuilt.is_decided:
         return (
-            f"not decided again, since the inbox no longer holds the run's beginning: its {rebuilt.stored} events in "
+            f"not decided again, since {rebuilt.not_decided_since}: its {rebuilt.stored} events in "
             f"{rebuilt.stored_in} are whole{rules}"
         )
     how = "say what is" if rules else "are byte for byte what is"
@@ -117,7 +129,7 @@ def _different(rebuilt: Rebuilt, difference: Difference, rules: str) -> str:
     where = f"different: event {difference.seq} in {rebuilt.stored_in}"
     if not rebuilt.is_decided:
         what = "is missing" if difference.stored is None else "cannot be read, or is there twice"
-        return f"{where} {what}, and the inbox no longer holds the run's beginning"
+        return f"{where} {what}, and {rebuilt.not_decided_since}"
     may = ": where those differ, so may the events" if rules else ""
     return f"{where}{rules}{may}\n{_both(difference)}"
 
@@ -156,6 +168,7 @@ def _described(rebuilt: Rebuilt, at: int, shown: bytes) -> dict[str, Any]:
         ],
         "source": rebuilt.source,
         "is_decided": rebuilt.is_decided,
+        "not_decided_since": None if rebuilt.is_decided else rebuilt.not_decided_since,
         "stored_in": rebuilt.stored_in,
         "stored": rebuilt.stored,
         "rules": {"run": rebuilt.rules, "here": RULES_VERSION},

@@ -23,7 +23,9 @@ class HistorySettings(RecordSettings):
     history_gather_s: float = Field(
         0.02, ge=0, description="Seconds an event of a busy engine waits for others at most: they are read together."
     )
-    record_batch_records: int = Field(500, ge=1, description="Run events of one transaction of the record, at most.")
+    record_batch_records: int = Field(
+        4000, ge=1, description="Run events of one transaction of the record, at most: so many while it catches up."
+    )
     record_gather_s: float = Field(
         0.1,
         ge=0,

@@ -6,7 +6,7 @@ the time of a statement for each row. SQLite takes rows by `executemany`, which 
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
 from sqlalchemy import BigInteger, Integer, LargeBinary, Text
@@ -18,6 +18,8 @@ from anabranch.shared.record.database import is_sqlite
 from anabranch.shared.record.errors import RecordUnavailable, RowsRefused
 from anabranch.shared.record.rows import COLUMNS, Known, Row, Rows
 from anabranch.shared.record.tables import METADATA
+
+T = TypeVar("T")
 
 _OF_A_RUN: Final = ("runs", "run_values", "steps", "attempts", "events")
 
@@ -149,12 +151,14 @@ class _PostgresSession:
             )
 
     async def write(self, table: str, rows: Sequence[Row]) -> None:
-        await self._connection.execute(_POSTGRES[table], *zip(*rows, strict=True))
+        for some in _chunks(rows, _ROWS_AT_ONCE):
+            await self._connection.execute(_POSTGRES[table], *zip(*some, strict=True))
 
     async def progress(self) -> dict[int, int]:
         return {row[0]: row[1] for row in await self._connection.fetch(_PROGRESS)}
 
 
+_ROWS_AT_ONCE: Final = 500  # of a statement: they are encoded in one turn of the loop, some 10 ms
 _MOST_OF_SQLITE: Final = 500  # parameters of one statement; older builds allow 999
 _KNOWN: Final = (
     "SELECT run_id, seq, CASE WHEN header IS NULL THEN NULL ELSE created_at END, finished_at FROM runs WHERE run_id {}"
@@ -189,7 +193,7 @@ def _known(row: Sequence[Any]) -> Known:
     return Known(row[1], row[2], row[3])
 
 
-def _chunks(items: Sequence[str], most: int) -> list[Sequence[str]]:
+def _chunks(items: Sequence[T], most: int) -> list[Sequence[T]]:
     return [items[start : start + most] for start in range(0, len(items), most)]
 
 

@@ -2,14 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from anabranch.deploy.local.ports import free_port
-from anabranch.deploy.local.services import anabranch_services
+from anabranch.deploy.local.services import Service, anabranch_services
 from anabranch.deploy.local.stack import LocalStack
 from anabranch.shared.runtime.settings import Settings
 from tests.performance.ends import Ends
@@ -47,11 +47,12 @@ async def bed(
     restart: bool = True,
     role_env: Mapping[str, Mapping[str, str]] | None = None,
     database_url: str | None = None,
+    services: Sequence[Service] | None = None,
 ) -> AsyncIterator[Bed]:
     """Start a stack with fresh data in a directory of its own, and delete it at the end."""
     data = Path(tempfile.mkdtemp(prefix="anabranch-bench-"))
     try:
-        services = anabranch_services(orchestrators=orchestrators)
+        services = services or anabranch_services(orchestrators=orchestrators)
         stack = LocalStack(
             data, services=services, restart=restart, port=free_port(), env=UNLIMITED, role_env=role_env,
             database_url=database_url,

@@ -14,6 +14,7 @@ import uvloop
 
 from tests.performance import (
     accepting,
+    catchup,
     crowd,
     failover,
     idle,
@@ -42,6 +43,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Sizes], Awaitable[None]]]] = {
     "crowd": crowd.measure,
     "recording": recording.measure,
     "search": search.measure,
+    "catchup": catchup.measure,
     "streams": streams.measure,
 }
 _NEED_FLOOR: Final = frozenset({"throughput", "latency"})

@@ -28,6 +28,7 @@ class Sizes:
     rounds: int = 4  # of each client
     recorded_runs: int = 1_000_000
     searches: int = 50  # of each kind
+    backlog_events: int = 100_000
     streams: int = 1_000
     streams_s: float = 60.0
     think_s: float = 8.0  # of a client between two runs
@@ -38,6 +39,6 @@ def a_look(floor: Path) -> Sizes:
     return Sizes(
         floor, blocks=3, pipelines=500, latency_samples=100, latency_block=20, waited_samples=100, waited_s=3,
         quiet_s=3, idle_s=5, active_runs=200, changelog_records=10_000, long_steps=1_000, total_steps=4_000,
-        memory_runs=2_000, compaction_s=5, clients=100, rounds=2, recorded_runs=20_000, searches=10, streams=100,
-        streams_s=10, think_s=0.5,
+        memory_runs=2_000, compaction_s=5, clients=100, rounds=2, recorded_runs=20_000, searches=10,
+        backlog_events=5_000, streams=100, streams_s=10, think_s=0.5,
     )  # fmt: skip

@@ -37,7 +37,7 @@ from anabranch.shared.contracts.limits import (
     MAX_NESTING,
 )
 from anabranch.shared.contracts.secrets import SECRETS, why_no_secret
-from anabranch.shared.contracts.text import writable
+from anabranch.shared.contracts.text import holds_nul, writable
 
 Path = tuple[str, ...]
 
@@ -189,6 +189,8 @@ class Program:
             return _look_up(context, self._lookup)
         data = only(context, self._outermost_paths)
         self._pay(data, meter)
+        if holds_nul(data):
+            raise ExpressionError(_nul_in(context, self._outermost_paths))
         if statuses:
             data.update(statuses)
         try:
@@ -233,6 +235,12 @@ class Program:
         if "Iteration budget" in message:
             return f"the macros iterate more than {MAX_MACRO_ITERATIONS} times in all"
         return _STATUS_CODE.sub("", message).strip()
+
+
+def _nul_in(context: Mapping[str, Any], paths: tuple[Path, ...]) -> str:
+    r"""Say where the NUL is: cel-expr-python 0.1.3 would take a text up to it, so that `a\0b` were `a`."""
+    where = next(path for path in paths if holds_nul(only(context, (path,))))
+    return rf"{'.'.join(where)} holds a NUL (\u0000), which expressions cannot read: pass it on by its path alone"
 
 
 def _refuse_optionals(value: Any) -> None:

@@ -5,6 +5,8 @@ them.
 """
 
 import json
+from collections.abc import Mapping
+from typing import Any
 from unicodedata import category
 
 
@@ -15,6 +17,27 @@ def writable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-8", "backslashreplace").decode()
     return text
+
+
+def holds_nul(value: Any) -> bool:
+    """Return whether a text or a key within a JSON value has a NUL in it. Does not recurse."""
+    todo = [value]
+    for one in todo:  # which grows
+        kind = type(one)
+        if kind is str:
+            if "\0" in one:
+                return True
+        elif kind is list:
+            texts = [part for part in one if type(part) is str]
+            if "\0" in "".join(texts):
+                return True
+            if len(texts) < len(one):
+                todo += [part for part in one if type(part) is not str]
+        elif kind is dict or isinstance(one, Mapping):
+            if "\0" in "".join(one):
+                return True
+            todo += one.values()
+    return False
 
 
 def printable(text: str, keep: str = "") -> str:

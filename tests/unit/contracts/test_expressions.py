@@ -423,3 +423,39 @@ def test_a_function_that_has_a_namespace_is_named_with_it(text: str, meant: str)
     """`quote` was suggested for `quote`."""
     with pytest.raises(InvalidExpressionError, match=rf"did you mean {meant}\(…\)\?"):
         compile_expression(text)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "inputs.s + 'z'",
+        "inputs.s == 'a'",
+        "size(inputs.s)",
+        "inputs.s in ['a']",
+        "[inputs.url, inputs.s]",
+        "inputs.rows.map(row, row.t)",
+        "{'x': inputs.keys}",
+        "inputs['k\\u0000j'] + 'z'",
+    ],
+)
+def test_a_text_with_a_nul_is_refused_rather_than_cut_off_there(source: str) -> None:
+    """The engine takes a text up to its first NUL: `a` and NUL and `b` would be equal to `a`, and two keys one."""
+    inputs = {"url": "u", "s": "a\0b", "rows": [{"t": "x"}, {"t": "\0"}], "keys": {"k\0": 1, "k\0l": 2}, "k\0j": "\0"}
+    with pytest.raises(ExpressionError, match=r"^inputs\..* holds a NUL"):
+        evaluate(source, {"inputs": inputs, "steps": {}, "run": {}})
+
+
+@pytest.mark.parametrize(
+    ("value", "rendered"),
+    [
+        ("${{ inputs.s }}", "a\0b"),
+        ("<${{ inputs.s }}>", "<a\0b>"),
+        ("${{ inputs.url + '\\u0000' + inputs.url }}", "u\0u"),
+        ("${{ {'k\\u0000': ['\\x00']} }}", {"k\0": ["\0"]}),
+        ("${{ inputs.url + 'x' }}", "ux"),
+    ],
+)
+def test_a_nul_is_handed_on_by_its_path_and_made_by_a_literal(value: Any, rendered: Any) -> None:
+    """What an expression does not name may hold one, too."""
+    context = {"inputs": {"s": "a\0b", "url": "u"}, "steps": {}, "run": {}}
+    assert compile_template(value).render(context) == rendered

@@ -6,7 +6,7 @@ import signal
 import socket
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from anabranch.deploy.local.console import Console
@@ -34,6 +34,7 @@ class ServiceProcess:
         port: int,
         keeps_port: bool,
         speaks_tls: bool = False,
+        started: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.role = role
@@ -45,6 +46,7 @@ class ServiceProcess:
         self._console = console
         self._keeps_port = keeps_port
         self._speaks_tls = speaks_tls
+        self._started = started
         self._was_ready = False
         self._child: Child | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -70,6 +72,7 @@ class ServiceProcess:
         self._child, self._end_is_wanted = child, False  # together: `died` must not take the last one for it
         self.starts += 1
         self._reading = asyncio.create_task(self._read(self._child), name=f"log of {self.name}")
+        self._started()
 
     def _predecessor(self) -> dict[str, str]:
         """What the new process is told of the one before: its name, as services name themselves, and how it ended."""

@@ -34,6 +34,7 @@ from anabranch.deploy.local.supervisor import (
     start,
     supervise,
 )
+from anabranch.deploy.local.targets import TARGETS, write_targets
 from anabranch.shared.record.database import open_database
 from anabranch.shared.record.schema import upgrade
 
@@ -272,11 +273,16 @@ class LocalStack:
             port=free_port(preferred=(self._port or None) if is_gateway else None, besides=taken),
             keeps_port=is_gateway,
             speaks_tls=is_gateway and bool(given[_CERTIFICATE]),
+            started=self._write_targets,
         )
         self._running[name] = service
         await service.start()
         self._watch(service, RestartBudget(self._restarts_per_window))
         return service
+
+    def _write_targets(self) -> None:
+        """Say where every `/metrics` is: at each start, since a service that is started again may have another port."""
+        write_targets(self.home.path / TARGETS, self._running.values())
 
     def _env_of_record(self, configured: Service) -> dict[str, str]:
         """Handlers of steps run what others wrote: the record of all runs is not theirs to find."""

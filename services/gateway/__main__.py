@@ -9,6 +9,7 @@ from aiohttp import web
 from anabranch.services.gateway.api_keys import ApiKeyReader, ApiKeys
 from anabranch.services.gateway.app import create_app
 from anabranch.services.gateway.cache import RunCache
+from anabranch.services.gateway.command_lag import CommandLagWatch
 from anabranch.services.gateway.followers import Followers
 from anabranch.services.gateway.intake import Intake
 from anabranch.services.gateway.issuer import Issuer, IssuerKeys
@@ -76,6 +77,14 @@ class Gateway:
         self._topic_watch = CommandTopicWatch(self._topics_admin, settings.topics, self._step_types, service.log)
         self._offsets = new_consumer(settings)
         self._admin = new_admin(settings)
+        self._command_lag = CommandLagWatch(
+            self._offsets,
+            self._admin,
+            step_types=self._step_types,
+            settings=settings,
+            metrics=metrics,
+            log=service.log,
+        )
         self._lag = LagWatch(self._offsets, self._admin, self._pressure, settings, service.log)
         self._stale = StalenessWatch(
             self._offsets, cache, reader, staleness=staleness, pressure=self._pressure, settings=settings
@@ -135,6 +144,7 @@ class Gateway:
                 start(self._key_uses.write(), "write when API keys were used"),
                 start(self._topic_watch.watch(), "watch command topics"),
                 start(self._lag.watch(), "watch the inbox's lag"),
+                start(self._command_lag.watch(), "watch the lag of commands"),
                 start(self._stale.watch(), "watch how far behind reads are"),
                 start(self._listener.listen(), "listen to run channels"),
                 start(_until_failed(self._outbox), "watch the outbox"),

@@ -7,12 +7,16 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from anabranch.services.gateway.route_classes import CLASSES, UNMATCHED, RouteClass
+from anabranch.shared.contracts.limits import MAX_STEP_TYPES
 from anabranch.shared.runtime.metrics import AtMost, OneOf, ServiceMetrics
 
 _MAX_PARTITIONS: Final = 1_000  # of the inbox, each with a series of its own
 
 _METHODS: Final = OneOf("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-_ROUTES: Final = OneOf(*sorted({path for _, path in CLASSES} | {UNMATCHED}))
+_WAITING: Final = "?wait"  # added to the route of a request that asks to wait: how long it takes says nothing of us
+_ROUTES: Final = OneOf(
+    *sorted({path for _, path in CLASSES} | {UNMATCHED} | {"/v1/runs" + _WAITING, "/v1/runs/{id}" + _WAITING})
+)
 _STATUSES: Final = OneOf(*(int(status) for status in HTTPStatus))
 _CACHES: Final = OneOf("definitions", "runs", "questions")
 _REFUSALS: Final = OneOf(
@@ -33,7 +37,7 @@ class GatewayMetrics(ServiceMetrics):
         )
         self._seconds = self.histogram(
             "api_request_duration_seconds",
-            "From a request's head until its answer; with `?wait` and of streams as long as they lasted.",
+            "From a request's head until its answer; of a request that waits, and of a stream, as long as that lasted.",
             {"method": _METHODS, "route": _ROUTES},
             as_known=True,
         )
@@ -55,6 +59,11 @@ class GatewayMetrics(ServiceMetrics):
             "Records of one partition that the orchestrators are behind, as last known.",
             {"partition": AtMost(_MAX_PARTITIONS, "partitions of the inbox")},
         )
+        self._command_lag = self.gauge(
+            "command_lag",
+            "Commands of one type and partition that no worker has answered for, as last known.",
+            {"uses": AtMost(MAX_STEP_TYPES, "step types"), "partition": AtMost(100, "partitions of a command topic")},
+        )
         self._waiters = self.gauge("waiters", "Requests that wait for a run's end.")
         self._followers = self.gauge("event_streams", "Streams of run events that are open.")
         self._redis_errors = self.counter(
@@ -67,8 +76,6 @@ class GatewayMetrics(ServiceMetrics):
             "Runs that were read, by where they were found.",
             {"source": OneOf("redis", "sql", "accepted", "none")},
         )
-        for source in ("redis", "sql", "accepted", "none"):
-            self._reads.labels(source)
         self._behind = self.gauge(
             "projection_behind_seconds",
             "For how long, at least, a projection has not reached what was in Kafka; of its partition furthest behind.",
@@ -94,13 +101,15 @@ class GatewayMetrics(ServiceMetrics):
         self._certificates = self.counter(
             "tls_certificates", "New certificates, by whether they work.", {"works": OneOf("yes", "no")}
         )
-        for works in ("yes", "no"):
-            self._certificates.labels(works)
         self._step_types = self.gauge("step_types", "Step types announced.")
         self._bad_announcements = self.counter("announcements_refused", "Announcements that could not be decoded.")
 
-    def answered(self, method: str, route: str, status: int, seconds: float, trace_id: str) -> None:
-        """A request was answered; `trace_id` is empty when it belongs to no trace."""
+    def answered(
+        self, method: str, route: str, status: int, seconds: float, *, waits: bool = False, trace_id: str = ""
+    ) -> None:
+        """A request was answered; `waits` says that it asked to wait, `trace_id` is empty when it is in no trace."""
+        if waits:
+            route += _WAITING
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(method, route).observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
@@ -140,6 +149,13 @@ class GatewayMetrics(ServiceMetrics):
         self._lag.set(records)
         for partition, behind in partitions.items():
             self._partition_lag.labels(partition).set(behind)
+
+    def command_lags(self, lags: Mapping[str, Mapping[int, int]]) -> None:
+        """So many commands wait, by type and partition; of other types nothing is known."""
+        self._command_lag.clear()
+        for uses, partitions in lags.items():
+            for partition, behind in partitions.items():
+                self._command_lag.labels(uses, partition).set(behind)
 
     def waiting(self, change: int) -> None:
         """One more request waits, or one less."""

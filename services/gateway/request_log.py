@@ -56,7 +56,8 @@ def request_log(
         seconds = time.perf_counter() - began_s
         route = route_of(request)
         trace_id = trace_id_of(request) or request.get(keys.RUN_ID, "").replace("-", "")
-        metrics.answered(request.method, route, response.status, seconds, trace_id)
+        waits = "wait=" in request.query_string
+        metrics.answered(request.method, route, response.status, seconds, waits=waits, trace_id=trace_id)
         if class_of(request) is not RouteClass.OPEN and sample.takes(response.status):
             _write(log, request, response, route, seconds)
         return response

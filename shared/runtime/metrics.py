@@ -30,6 +30,8 @@ SECONDS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0,
 )  # fmt: skip
 
+_FEW: Final = 16
+
 OTHER: Final = "other"
 """The label of every value that was not declared."""
 
@@ -116,7 +118,12 @@ class ServiceMetrics:
     def counter(self, name: str, doc: str, labels: Labels = {}, *, as_known: bool = False) -> Counter:  # noqa: B006  read alone
         """Declare `anabranch_<service>_<name>_total`."""
         declared = self._declare(name + "_total", "counter", doc, labels, as_known)
-        return _Counter(declared.name, doc, labels=labels, registry=self.registry)
+        counter = _Counter(declared.name, doc, labels=labels, registry=self.registry)
+        match tuple(labels.values()):
+            case (OneOf(names=names),) if len(names) <= _FEW:
+                for value in names:  # from 0 on: of a series that begins with 1 nobody sees that it has grown
+                    counter.labels(value)
+        return counter
 
     def gauge(self, name: str, doc: str, labels: Labels = {}, *, as_known: bool = False) -> Gauge:  # noqa: B006  read alone
         """Declare `anabranch_<service>_<name>`."""

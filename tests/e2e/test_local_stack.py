@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from io import StringIO
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 
@@ -111,6 +112,29 @@ async def test_up_starts_a_gateway_that_speaks_tls(
         monkeypatch.setenv(name, str(value))
     assert await local.up(port=0, data_dir=tmp_path) == 0
     assert re.fullmatch(r"ready https://127\.0\.0\.1:\d+  kafka 127\.0\.0\.1:1  redis 127\.0\.0\.1:1", lines[0])
+
+
+async def test_prometheus_is_told_where_each_process_is_also_when_one_has_moved(orders: Path, tmp_path: Path) -> None:
+    """The file is whole at every moment, and follows a service that comes back on another port."""
+    async with a_stack(tmp_path, orders) as stack:
+        assert _targets(tmp_path) == {
+            "gateway": ("gateway", "http", stack.gateway_url.removeprefix("http://")),
+            "worker": ("worker", "http", f"127.0.0.1:{stack.service('worker').port}"),
+        }
+        before = stack.service("worker").port
+        stack.service("worker").kill()
+        await stack.service("worker").gone()
+        with socket.create_server(("127.0.0.1", before)):
+            await stack.service("worker").start()
+            after = stack.service("worker").port
+            assert after != before
+            assert _targets(tmp_path)["worker"][2] == f"127.0.0.1:{after}"
+
+
+def _targets(home: Path) -> dict[str, tuple[str, str, str]]:
+    groups = orjson.loads((home / "targets.json").read_bytes())
+    labels = {group["labels"]["instance"]: (group["labels"], group["targets"]) for group in groups}
+    return {name: (told["role"], told["__scheme__"], *where) for name, (told, where) in labels.items()}
 
 
 async def test_a_stack_of_a_program_speaks_no_tls_unless_it_is_told(

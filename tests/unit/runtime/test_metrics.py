@@ -121,7 +121,7 @@ async def test_openmetrics_has_exemplars_with_the_trace() -> None:
     """Prometheus asks for it; whoever does not is answered in the old format, which has none."""
     registry = new_registry()
     ProcessMetrics("gateway", registry)
-    GatewayMetrics(registry).answered("POST", "/v1/runs", 202, 0.02, "4bf92f3577b34da6a3ce929d0e0e4736")
+    GatewayMetrics(registry).answered("POST", "/v1/runs", 202, 0.02, trace_id="4bf92f3577b34da6a3ce929d0e0e4736")
     app = web.Application()
     add_ops_routes(app, Readiness(), registry)
     async with TestClient(TestServer(app)) as client:

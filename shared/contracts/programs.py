@@ -187,10 +187,7 @@ class Program:
             if meter is not None:
                 meter.charge(LOOKUP)
             return _look_up(context, self._lookup)
-        data = only(context, self._outermost_paths)
-        self._pay(data, meter)
-        if holds_nul(data):
-            raise ExpressionError(_nul_in(context, self._outermost_paths))
+        data = self._readable(context, meter)
         if statuses:
             data.update(statuses)
         try:
@@ -205,6 +202,14 @@ class Program:
         except RuntimeError as error:
             raise ExpressionError(self._explain(str(error), context)) from error
         return _to_json(plain)
+
+    def _readable(self, context: Mapping[str, Any], meter: Meter | None) -> dict[str, Any]:
+        """Return what the engine is given of the context, paid for."""
+        data = only(context, self._outermost_paths)
+        self._pay(data, meter)
+        if holds_nul(data):
+            raise ExpressionError(_nul_in(context, self._outermost_paths))
+        return data
 
     def _pay(self, data: Mapping[str, Any], meter: Meter | None) -> None:
         cost = None if self._cost is None else self._cost.of(data)

@@ -23,21 +23,21 @@ def holds_nul(value: Any) -> bool:
     """Return whether a text or a key within a JSON value has a NUL in it. Does not recurse."""
     todo = [value]
     for one in todo:  # which grows
-        kind = type(one)
-        if kind is str:
+        if type(one) is str:
             if "\0" in one:
                 return True
-        elif kind is list:
-            texts = [part for part in one if type(part) is str]
-            if "\0" in "".join(texts):
-                return True
-            if len(texts) < len(one):
-                todo += [part for part in one if type(part) is not str]
-        elif kind is dict or isinstance(one, Mapping):
-            if "\0" in "".join(one):
-                return True
+        elif type(one) is list:
+            todo += _held(one)
+        elif isinstance(one, Mapping):
+            todo += one
             todo += one.values()
     return False
+
+
+def _held(values: list[Any]) -> list[Any]:
+    """Return what a list holds, all texts as one: a join is a tenth of a loop."""
+    texts = [each for each in values if type(each) is str]
+    return ["".join(texts), *(each for each in values if type(each) is not str)]
 
 
 def printable(text: str, keep: str = "") -> str:

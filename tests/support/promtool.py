@@ -20,14 +20,13 @@ needs_promtool = pytest.mark.skipif(
 )
 
 
-def promtool(*arguments: str, given: str | None = None) -> str:
+def promtool(*arguments: str) -> str:
     """Run it; return what it says. Fails the test when it finds something wrong."""
     path = program("promtool")
     assert path is not None
     done = subprocess.run(
         [path, *arguments],
         check=False,
-        input=given,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -99,7 +99,8 @@ def _variable(name: str, metric: str) -> d.QueryVariable:
 def _panel(panel: Panel) -> stat.Panel | timeseries.Panel:
     made: stat.Panel | timeseries.Panel
     if panel.is_stat:
-        made = stat.Panel().span(_STAT_WIDTH).height(_STAT_HEIGHT)
+        last = common.ReduceDataOptions().calcs(["lastNotNull"])
+        made = stat.Panel().span(_STAT_WIDTH).height(_STAT_HEIGHT).reduce_options(last)
     else:
         legend = common.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
         made = timeseries.Panel().span(_WIDTH).height(_HEIGHT).fill_opacity(10).min(0)

@@ -54,6 +54,7 @@ _ASK_AGAIN_AFTER_S: Final = 0.5
 _TRIES_WITH_KEY: Final = 4
 _SILENT_S: Final = 60.0  # a stream says something every 15 s
 _LINE_BYTES: Final = MAX_MESSAGE_BYTES  # an event is one line
+_NO_CONTENT: Final = 204  # after the last event of a run
 _HAS_NO_EVENTS: Final = (404, 429, 503)  # an older gateway, too many streams, or none keeps a record
 
 
@@ -64,6 +65,10 @@ class _Reply:
 
     def json(self) -> Any:
         return orjson.loads(self.body)
+
+
+class _NothingMore(Exception):
+    """The run has ended, and its last event was seen."""
 
 
 class AnabranchClient:
@@ -203,6 +208,11 @@ class AnabranchClient:
         an event that was seen before. A gateway that is gone for less than 30 s is waited for, and what it said last is
         where the next one goes on: nothing is left out and nothing comes twice.
         """
+        with suppress(_NothingMore):
+            async for event in self._followed(run_id, after, follow=follow):
+                yield event
+
+    async def _followed(self, run_id: str | None, after: str, *, follow: bool) -> AsyncIterator[Event]:
         path = f"{_run_path(run_id)}/events" if run_id is not None else "/v1/events"
         place, heard, has_begun = after, time.monotonic(), False
         while True:
@@ -254,6 +264,7 @@ class AnabranchClient:
                     yield run
 
     async def _events(self, path: str, place: str, *, follow: bool) -> AsyncIterator[Event]:
+        """Yield the events of one stream. Raises `_NothingMore` where none will ever come after the place."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": place} if place else {})
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_ANSWER_WITHIN_S, sock_read=_SILENT_S)
         try:
@@ -267,6 +278,8 @@ class AnabranchClient:
             ) as response:
                 if response.status >= 300:
                     raise _problem(_Reply(response.status, await response.read()), response)
+                if response.status == _NO_CONTENT:
+                    raise _NothingMore
                 async for event in events_in(response.content):
                     yield event
         except aiohttp.ClientConnectorCertificateError as error:

@@ -116,7 +116,10 @@ OPERATIONS: Final = {
     ),
     ("GET", "/v1/runs/{id}/events"): Operation(
         "Follow a run's events",
-        {200: ("Server-sent events, until the run's last one", "text/event-stream")},
+        {
+            200: ("Server-sent events, until the run's last one", "text/event-stream"),
+            204: ("The run has ended, and Last-Event-ID is its last event's", None),
+        },
         parameters=("id", "last_event_id", "last_event", "follow"),
         problems=(Kind.NOT_FOUND,),
     ),

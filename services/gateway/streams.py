@@ -25,6 +25,7 @@ from anabranch.shared.contracts.limits import MAX_INTEGER, MAX_RECORDED_NUMBER
 from anabranch.shared.contracts.messages import RUN_ENDED_TYPES
 from anabranch.shared.record.errors import RecordUnavailable
 from anabranch.shared.record.events import RecordedEvent
+from anabranch.shared.runtime.snapshots import ENDED_STATUSES
 
 _LOOK_S: Final = 1.0  # how late an event is at worst: what Redis tells may be lost
 _PING_S: Final = 15.0  # proxies close what is silent for a minute
@@ -37,18 +38,15 @@ _APART_S: Final = 0.1  # between two looks for all runs: each asks for every par
 async def run_events(request: web.Request) -> web.StreamResponse:
     """`GET /v1/runs/{id}/events`: its events from the first, or after `Last-Event-ID`; ends after the last one.
 
-    With `?follow=false` it ends after what there is by now.
+    With `?follow=false` it ends after what there is by now. Who has seen the last event is answered 204 (WHATWG HTML
+    §9.2.3): by itself an `EventSource` would come again after the end, for ever.
     """
     refuse_query_but(request, "last_event_id", "follow")
     feed, is_followed = _feed_of(request), follows(request)
     run_id, tenant = request.match_info["id"].lower(), tenant_of(request)
     after = _number(last_event_id_of(request) or "0")
-    try:
-        status = await request.app[keys.READS].status_of(run_id, tenant)
-    except ReadsUnavailable as error:
-        raise _not_readable(error) from error
-    if status is None:
-        raise ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
+    if not await _may_have_more(request, run_id, after):
+        return web.Response(status=204)  # an `EventSource` comes again after any other answer
     request[keys.RUN_ID] = run_id
     async with _stream(request, run_id) as (stream, follower):
         while _goes_on(request, stream, follower):
@@ -68,13 +66,33 @@ async def run_events(request: web.Request) -> web.StreamResponse:
         return stream
 
 
+async def _may_have_more(request: web.Request, run_id: str, after: int) -> bool:
+    """Return whether the tenant's run has events after this number, or may get some. Raises a 404 problem."""
+    record, tenant = request.app[keys.RECORD_READER], tenant_of(request)
+    assert record is not None, "there is a feed of it"
+    try:
+        status = await request.app[keys.READS].status_of(run_id, tenant)
+        if status is None:
+            raise ProblemError(Kind.NOT_FOUND, f"No run {run_id[:64]!r} is known.")
+        if not after or status not in ENDED_STATUSES:
+            return True
+        standing = await record.standing(run_id, tenant)
+    except (ReadsUnavailable, RecordUnavailable) as error:
+        raise _not_readable(error) from error
+    return standing is None or not standing.has_ended or standing.seq > after
+
+
 async def all_events(request: web.Request) -> web.StreamResponse:
     """`GET /v1/events`: the events of all runs of the tenant from now on, or after `Last-Event-ID`; has no end."""
     refuse_query_but(request, "last_event_id")
     feed, tenant = _feed_of(request), tenant_of(request)
     given = last_event_id_of(request)
     try:
-        place = _Place(await feed.progress()) if given is None else _Place.of(given)
+        place = (
+            _Place(await feed.progress())
+            if given is None
+            else _Place.of(given, request.app[keys.SETTINGS].run_partitions)
+        )
     except RecordUnavailable as error:
         raise _not_readable(error) from error
     async with _stream(request, "") as (stream, follower):
@@ -109,13 +127,15 @@ class _Place(NamedTuple):
     offsets: Mapping[int, int]
 
     @classmethod
-    def of(cls, text: str) -> "_Place":
+    def of(cls, text: str, partitions: int) -> "_Place":
+        """Return the place that a text names. Raises a 400 problem."""
         offsets: dict[int, int] = {}
         for part in text.split(",") if text else ():
-            partition, colon, offset = part.partition(":")
-            if not colon:
+            given, colon, offset = part.partition(":")
+            partition = _number(given)
+            if not colon or partition >= partitions or partition in offsets:
                 raise _no_such_place()
-            offsets[_number(partition)] = _number(offset, MAX_INTEGER)
+            offsets[partition] = _number(offset, MAX_INTEGER)
         return cls(offsets)
 
     def at(self, partition: int, offset: int) -> "_Place":

@@ -13,14 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from anabranch.client.api import AnabranchClient
 from anabranch.client.cli import main
+from anabranch.services.history.projection import project
+from anabranch.services.history.store import RedisSnapshots
 from anabranch.shared.contracts.ids import new_run_id
 from anabranch.shared.contracts.messages import RunEventMessage
 from anabranch.shared.record.rows import Place, Rows
 from anabranch.shared.record.writing import RecordWriter, write
+from anabranch.shared.runtime.redis import RedisKeys
 from tests.unit.gateway.fakes import Bench, a_gateway, problem
 from tests.unit.history.fakes import run_ended, run_started, step_succeeded
 
 GUARD_S = 60.0
+KEYS = RedisKeys("pipelines")
 
 
 class Sent(NamedTuple):
@@ -225,6 +229,32 @@ async def test_a_stopping_gateway_ends_its_streams(gateway: Bench, database: Asy
         await first(live, 2)
         gateway.followers.close()
         assert [each async for each in live] == []
+
+
+async def test_who_has_seen_the_last_event_is_told_that_there_is_no_more(
+    gateway: Bench, redis: Redis, database: AsyncEngine
+) -> None:
+    """With 204, not with a stream that never says anything; a run whose end is not recorded yet is followed."""
+    run_id, log = new_run_id(), Log(database)
+    events = a_run(run_id)
+    path = f"/v1/runs/{run_id}/events"
+    await log.append(*events[:-1])
+    await RedisSnapshots(redis, KEYS, active_ttl_s=60, ended_ttl_s=60).apply(project(events))
+    async with stream(gateway, path, "6") as live:
+        gateway.followers.tell([run for run, _, _ in await log.append(events[-1])])
+        assert [each.place async for each in live] == ["7"]
+    for place in ("7", "2147483647"):
+        async with asyncio.timeout(GUARD_S), gateway.client.get(path, headers={"Last-Event-ID": place}) as answer:
+            assert (answer.status, await answer.read()) == (204, b"")
+        async with asyncio.timeout(GUARD_S), AnabranchClient(url_of(gateway)) as client:
+            assert [event async for event in client.events(run_id, after=place)] == []
+
+
+@pytest.mark.parametrize("place", ["12:0", "0:1,0:2", "999999:0", "0:9223372036854775808", ",", "0:1,"])
+async def test_a_place_in_no_partition_is_refused(gateway: Bench, place: str) -> None:
+    """It would be sent back with every event."""
+    async with gateway.client.get("/v1/events", headers={"Last-Event-ID": place}) as answer:
+        assert (await problem(answer))["status"] == 400
 
 
 @pytest.mark.parametrize("place", ["x", "-1", "1.5", "99999999999999999999", "\u0661", "1,2"])

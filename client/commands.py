@@ -275,7 +275,7 @@ def missing_for_stack(env: Mapping[str, str]) -> list[str]:
     return [extra for extra, modules in needed.items() if any(find_spec(module) is None for module in modules)]
 
 
-async def up(*, fresh: bool, orchestrators: int, workers: int, port: int, data_dir: Path | None) -> int:
+async def up(*, fresh: bool, orchestrators: int, workers: int, port: int, data_dir: Path | None, observe: bool) -> int:
     """Run the local stack until Ctrl-C."""
     missing = missing_for_stack(os.environ)
     if missing:
@@ -283,4 +283,11 @@ async def up(*, fresh: bool, orchestrators: int, workers: int, port: int, data_d
         return FAILED
     from anabranch.deploy.local import stack  # noqa: PLC0415 - an extra, which a client alone does not have
 
-    return await stack.up(fresh=fresh, orchestrators=orchestrators, workers=workers, port=port, data_dir=data_dir) or OK
+    options: dict[str, Any] = {
+        "fresh": fresh,
+        "orchestrators": orchestrators,
+        "workers": workers,
+        "port": port,
+        "observe": observe,
+    }
+    return await stack.up(**options, data_dir=data_dir) or OK

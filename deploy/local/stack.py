@@ -20,6 +20,8 @@ from anabranch.deploy.local.console import Console, Silence
 from anabranch.deploy.local.home import Home, default_home
 from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.ports import free_port
+from anabranch.deploy.local.prometheus import HOW_TO_INSTALL, LocalPrometheus
+from anabranch.deploy.local.prometheus import binary as prometheus_binary
 from anabranch.deploy.local.redis import LocalRedis
 from anabranch.deploy.local.server import LocalServer
 from anabranch.deploy.local.service_process import ServiceProcess, inherited
@@ -54,7 +56,8 @@ class LocalStack:
     `bootstrap` and `redis_url` name a Kafka and a Redis to use instead of starting them; `database_url` names the
     database of the record, a file in the directory unless given, none if empty. A child that dies is started again,
     `restarts_per_window` times within a minute at most; with `restart=False` it stays dead. Raises HomeError when
-    another stack has the directory, and StackFailedError when a child does not become ready.
+    another stack has the directory, and StackFailedError when a child does not become ready. `observe` adds a
+    Prometheus that scrapes all of it, where one is installed.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class LocalStack:
         ready_timeout_s: float = READY_TIMEOUT_S,
         stop_deadline_s: float = STOP_DEADLINE_S,
         fresh: bool = False,
+        observe: bool = False,
         console: Console | None = None,
     ) -> None:
         self.home = Home(data_dir)
@@ -86,6 +90,11 @@ class LocalStack:
             self.kafka = LocalKafka(self.home.path, say=lambda line: self._console.say("kafka", line))
         if redis_url is None:
             self.redis = LocalRedis(self.home.path)
+        self.prometheus: LocalPrometheus | None = None
+        if observe and prometheus_binary() is not None:
+            self.prometheus = LocalPrometheus(self.home.path)
+        elif observe:
+            self._console.say("stack", HOW_TO_INSTALL)
         self._given_bootstrap, self._given_redis_url = bootstrap, redis_url
         self.database_url = f"sqlite:///{self.home.path}/record.db" if database_url is None else database_url
         self._services = tuple(services or anabranch_services(orchestrators=orchestrators, workers=workers))
@@ -229,6 +238,8 @@ class LocalStack:
             yield self.kafka
         if self.redis is not None:
             yield self.redis
+        if self.prometheus is not None:
+            yield self.prometheus
 
     async def _bring_record_up(self) -> None:
         if not self.database_url:
@@ -359,6 +370,7 @@ async def up(
     workers: int = 1,
     port: int = DEFAULT_PORT,
     data_dir: Path | None = None,
+    observe: bool = False,
 ) -> int:
     """Run the local stack until Ctrl-C; return the exit code of the command.
 
@@ -376,6 +388,7 @@ async def up(
         database_url=os.environ.get("DATABASE_URL") or None,
         env=_chosen("ANABRANCH_LOG_FORMAT", "ANABRANCH_TOPIC_PREFIX", _CERTIFICATE, _KEY),
         fresh=fresh,
+        observe=observe,
         console=console,
     )
     return await run_stack(stack, console)
@@ -432,7 +445,8 @@ async def _serve(stack: LocalStack, console: Console, asked: asyncio.Event) -> i
 def ready_line(stack: LocalStack) -> str:
     """The one line that says where everything is."""
     redis = urlsplit(stack.redis_url)
-    return f"ready {stack.gateway_url}  kafka {stack.bootstrap}  redis {redis.hostname}:{redis.port or 6379}"
+    line = f"ready {stack.gateway_url}  kafka {stack.bootstrap}  redis {redis.hostname}:{redis.port or 6379}"
+    return line if stack.prometheus is None else f"{line}  prometheus {stack.prometheus.url}"
 
 
 async def _first(*jobs: "asyncio.Future[Any]") -> None:

@@ -131,6 +131,18 @@ async def test_prometheus_is_told_where_each_process_is_also_when_one_has_moved(
             assert _targets(tmp_path)["worker"][2] == f"127.0.0.1:{after}"
 
 
+async def test_a_stack_that_is_to_be_observed_says_what_to_install(
+    orders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs all the same."""
+    monkeypatch.setattr(local, "prometheus_binary", lambda: None)
+    said = StringIO()
+    async with a_stack(tmp_path, orders, observe=True, console=Console(said)) as stack:
+        assert stack.prometheus is None
+        assert "prometheus" not in local.ready_line(stack)
+    assert "apt install prometheus" in said.getvalue()
+
+
 def _targets(home: Path) -> dict[str, tuple[str, str, str]]:
     groups = orjson.loads((home / "targets.json").read_bytes())
     labels = {group["labels"]["instance"]: (group["labels"], group["targets"]) for group in groups}

@@ -21,10 +21,13 @@ from anabranch.shared.contracts.hiding import Hiding
 from anabranch.shared.contracts.text import printable, writable
 from anabranch.shared.contracts.times import second_shown
 from anabranch.shared.contracts.urls import redacted, redacted_value
+from anabranch.shared.runtime.complaints import Complaints
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.tracebacks import is_modest
 
-# While Kafka is away aiokafka says so 130 times a second; the first line is enough, and how many followed.
+_KAFKAS_CLIENT: Final = "aiokafka"
+
+# What a library says again and again: the first line is enough, and how many followed.
 REPEAT_AFTER_S: Final = 10.0
 _REMEMBERED: Final = 1000
 
@@ -132,13 +135,26 @@ def hidden_from_logs(text: str) -> str:
 
 
 class _ToStructlog(logging.Handler):
-    """Hands the records of the standard library's loggers on, a repeated one not more than every `REPEAT_AFTER_S`."""
+    """Hands the records of the standard library's loggers on, a repeated one not more than every `REPEAT_AFTER_S`.
+
+    What Kafka's client complains of during an outage is one line when it begins and one when it is over.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._of_kafka = Complaints(_kafka_is_quiet)
         self._said: dict[tuple[str, str], tuple[float, int]] = {}
 
+    def close(self) -> None:
+        self._of_kafka.close()
+        super().close()
+
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING and record.name.partition(".")[0] == _KAFKAS_CLIENT:
+            level = self._of_kafka.level_of(record)
+            if level is not None:
+                get_logger(logger=record.name).log(level, _message_of(record), exc_info=record.exc_info)
+            return
         key = (record.name, str(record.msg))
         said_at, unsaid = self._said.get(key, (-math.inf, 0))
         if record.created - said_at < REPEAT_AFTER_S:
@@ -150,6 +166,10 @@ class _ToStructlog(logging.Handler):
         repeated = {"repeated": unsaid} if unsaid else {}
         logger = get_logger(logger=record.name, **repeated)
         logger.log(record.levelno, _message_of(record), exc_info=record.exc_info)
+
+
+def _kafka_is_quiet(complaints: int, seconds: float) -> None:
+    get_logger().info("Kafka's client complains no more", complaints=complaints, for_s=round(seconds, 1))
 
 
 def _message_of(record: logging.LogRecord) -> str:

@@ -8,6 +8,7 @@ import orjson
 import pytest
 import structlog
 
+from anabranch.shared.runtime.complaints import Complaints
 from anabranch.shared.runtime.log import MAX_VALUE_CHARS, REPEAT_AFTER_S, configure_logging, get_logger, switch_level
 from anabranch.shared.runtime.settings import Settings
 
@@ -18,6 +19,9 @@ def restored() -> Iterator[None]:
     level, handlers = root.level, root.handlers[:]
     yield
     root.setLevel(level)
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
     root.handlers[:] = handlers
     structlog.reset_defaults()
 
@@ -81,11 +85,45 @@ def test_library_that_repeats_itself_is_quoted_once_in_a_while(
     monkeypatch.setattr("time.time", lambda: now)
     configure_logging("gateway", Settings())
     for now in (1000.0, 1001.0, 1002.0, 1000.0 + REPEAT_AFTER_S):
-        logging.getLogger("aiokafka").error("Unable connect to node with id %s", int(now))
+        logging.getLogger("aiohttp").error("No answer of %s", int(now))
     assert [(line["event"], line.get("repeated")) for line in lines(capfdbinary)] == [
-        ("Unable connect to node with id 1000", None),
-        ("Unable connect to node with id 1010", 2),
+        ("No answer of 1000", None),
+        ("No answer of 1010", 2),
     ]
+
+
+def test_an_outage_of_kafka_is_one_warning_and_a_line_when_it_is_over(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    """However many sentences its client has for it."""
+    configure_logging("gateway", Settings())
+    for number in range(1_000):
+        logging.getLogger("aiokafka.cluster").error("Unable to update metadata from %s", number)
+        logging.getLogger("aiokafka.conn").warning("Unable connect to node with id %s", number)
+    written = lines(capfdbinary)
+    assert [(line["event"], line["level"]) for line in written] == [
+        ("Unable to update metadata from 0", "error"),
+        ("Unable connect to node with id 0", "info"),
+    ]
+
+
+def test_complaints_are_over_when_there_was_none_for_long_enough() -> None:
+    """The next one begins another outage, and is written as it is."""
+    told: list[tuple[int, float]] = []
+    complaints = Complaints(lambda count, seconds: told.append((count, seconds)), quiet_s=1_000)
+
+    def level_at(now: float) -> int | None:
+        record = logging.LogRecord("aiokafka", logging.ERROR, "", 0, "away", (), None)
+        record.created = now
+        return complaints.level_of(record)
+
+    assert [level_at(now) for now in (0.0, 10.0, 900.0)] == [logging.ERROR, None, None]
+    complaints.look(1_899.0)
+    assert told == []
+    complaints.look(1_900.0)
+    assert told == [(3, 900.0)]
+    assert level_at(2_000.0) == logging.ERROR
+    complaints.close()
 
 
 def test_exception_is_part_of_its_line(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -11,8 +11,8 @@ The real partition task runs on the scripted log of the unit tests, on a virtual
 
 import asyncio
 import copy
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 import orjson
 import structlog
@@ -30,11 +30,12 @@ from anabranch.shared.contracts.codec import Undecodable, decode, header
 from anabranch.shared.contracts.limits import MAX_RECORD_BYTES
 from anabranch.shared.runtime.metrics import new_registry
 from anabranch.shared.runtime.snapshots import document
-from tests.fuzz.guard import MeteredLoop, bounded, check_appended, close
+from tests.fuzz.guard import Meter, MeteredLoop, bounded, check_appended, close
 from tests.fuzz.values import Wire
 from tests.support.scripted_log import ScriptedLog
 from tests.unit.history.fakes import FakeDeadLetters, FakeEventLog, FakeRecord, FakeSnapshots
 
+T = TypeVar("T")
 T0 = 1_770_000_000_000
 _SETTLE_S = 0.5  # virtual: longer than a checkpoint takes to come
 _ROUNDS = 40  # of answers and timers
@@ -55,6 +56,7 @@ class Life:
         self._is_honest = is_honest
         self._seen = 0
         self._outputs: dict[tuple[Channel, str, str], bytes] = {}
+        self.documents: list[bytes] = []  # of its runs, at its end
 
     async def run(self, first: Sequence[bytes | None]) -> None:
         """Take the first records, then what follows from them, to the end."""
@@ -73,7 +75,7 @@ class Life:
                 await asyncio.sleep(_LONG_S / _ROUNDS)
         await self._end()
         self._check_outputs()
-        await project([a.value for a in self.log.appended if a.channel is Channel.RUN_EVENTS])
+        self.documents = await project([a.value for a in self.log.appended if a.channel is Channel.RUN_EVENTS])
 
     async def _end(self) -> None:
         """Cancel what still runs and let every timer come due: then no run may be left."""
@@ -211,8 +213,8 @@ def _difference(before: dict[bytes, Any], after: dict[bytes, Any]) -> str:
     return f"a restored partition is another: {shown}"
 
 
-async def project(values: Sequence[bytes], *, are_honest: bool = True) -> None:
-    """Project run events and read the documents; events of ours all have to be projected."""
+async def project(values: Sequence[bytes], *, are_honest: bool = True) -> list[bytes]:
+    """Project run events and return the documents; events of ours all have to be projected."""
     # Offsets tell records apart; keys are the runs, as the orchestrator writes them.
     records = [FakeRecord(value=value, key=_run_of(value), offset=offset) for offset, value in enumerate(values)]
     log, snapshots, letters = FakeEventLog(records), FakeSnapshots(), FakeDeadLetters()
@@ -228,8 +230,13 @@ async def project(values: Sequence[bytes], *, are_honest: bool = True) -> None:
     await projector.run(log.stopping)
     assert log.offsets_done == list(range(len(records))), "not every record was called done"
     assert not (are_honest and letters.sent), f"events that cannot be projected: {letters.sent}"
-    for run_id, fields in snapshots.fields.items():
-        orjson.loads(document(run_id, fields))
+    return [document(run_id, fields) for run_id, fields in snapshots.fields.items()]
+
+
+def check_documents(documents: Iterable[bytes]) -> None:
+    """Read them as a client does: what that takes is the client's, and no case's."""
+    for each in documents:
+        orjson.loads(each)
 
 
 def _run_of(value: bytes) -> bytes:
@@ -242,14 +249,20 @@ def _run_of(value: bytes) -> bytes:
 def live(first: Sequence[bytes | None], answers: Answers = (), restore_every: int = 1, *, is_honest: bool) -> None:
     """Live a whole life on a virtual clock, within the limits of a case."""
     with bounded("a turn of the orchestrator's loop") as meter:
-        on_virtual_clock(Life(answers, restore_every, is_honest=is_honest).run(first), meter)
+        documents = on_virtual_clock(_documents_of(Life(answers, restore_every, is_honest=is_honest), first), meter)
+    check_documents(documents)
 
 
-def on_virtual_clock(main: Any, meter: Any) -> None:
-    """Run a coroutine on a metered loop of its own."""
+async def _documents_of(life: Life, first: Sequence[bytes | None]) -> list[bytes]:
+    await life.run(first)
+    return life.documents
+
+
+def on_virtual_clock(main: Coroutine[Any, Any, T], meter: Meter) -> T:
+    """Run a coroutine on a metered loop of its own, and return what it does."""
     loop = MeteredLoop(is_virtual=True)
     try:
-        loop.run_until_complete(main)
+        return loop.run_until_complete(main)
     finally:
         meter.held_s = max(meter.held_s, loop.meter.held_s)
         close(loop)

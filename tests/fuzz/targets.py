@@ -38,7 +38,7 @@ from tests.fuzz import language
 from tests.fuzz.credentials import Tokens
 from tests.fuzz.guard import MeteredLoop, bounded, close
 from tests.fuzz.heads import Requests
-from tests.fuzz.life import Life, live, on_virtual_clock, project
+from tests.fuzz.life import Life, check_documents, live, on_virtual_clock, project
 from tests.fuzz.target import LONGEST_ANSWER, REFUSALS, Reader, Target, known_types
 from tests.fuzz.values import TEXTS, Deep, Long, Wire, as_python, plain, scalars, values, wires
 from tests.fuzz.yaml_texts import Yaml
@@ -388,6 +388,7 @@ class Changelogs(Target):
             await life.run([other])
             ended = [each for each in life.log.appended if each.key == "another" and b"RunSucceeded" in each.value]
             assert ended, "another run of the partition did not succeed"
+            check_documents(life.documents)
 
         with bounded("a turn of the orchestrator's loop") as meter:
             on_virtual_clock(restored(), meter)
@@ -621,7 +622,8 @@ class Events(Target):
     def check(self, case: Any) -> None:
         values_ = [b"" if wire is None else wire.raw for wire in case]
         with bounded("a turn of history's loop") as meter:
-            on_virtual_clock(project(values_, are_honest=False), meter)
+            documents = on_virtual_clock(project(values_, are_honest=False), meter)
+        check_documents(documents)
 
 
 announcements = st.fixed_dictionaries(

@@ -19,7 +19,8 @@ _INTRODUCTION: Final = """\
 
 One line for each fact, as JSON, or for people with `ANABRANCH_LOG_FORMAT=console`. Every line has `at` (RFC 3339),
 `level`, `service`, `instance` and `event`, one of those below; what else it has stands in its column.
-`ANABRANCH_LOG_LEVEL` says from which level on lines are written; `SIGUSR1` switches to all lines and back ([profiling](profiling.md)).
+`ANABRANCH_LOG_LEVEL` says from which level on lines are written;
+`SIGUSR1` switches to all lines and back ([profiling](profiling.md)).
 
 A request's line has its `request_id`, `run_id` and `trace_id`, that of an attempt its `attempt_id`
 (`<run>/<step>/<attempt>`). Lines of libraries have `logger`; of theirs only warnings and worse are written, and of what

@@ -47,7 +47,8 @@ There is no variable for a tenant or a pipeline: clients make these names, so th
 
 They were made without a Grafana at hand, and nobody has looked at a picture of them yet. The JSON is what the Grafana
 Foundation SDK writes; units, widths and queries were reviewed from the tables below; a test runs each query through
-`promtool` and looks its names up in the declarations.
+`promtool` and looks its names up in the declarations. tests/e2e/test_observed.py asks a Prometheus, which scrapes
+a local stack under load, for samples of each; it names the few panels that show what a healthy stack never has.
 """
 
 

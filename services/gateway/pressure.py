@@ -87,6 +87,7 @@ class LagWatch:
         self._log = log
         self._partitions = [TopicPartition(settings.topics.inbox, n) for n in range(settings.run_partitions)]
         self._begins: Mapping[TopicPartition, int] = {}
+        self._is_said = False  # before the first measurement as well
 
     async def watch(self) -> None:
         """Look for ever."""
@@ -94,10 +95,16 @@ class LagWatch:
             try:
                 await self._look()
             except (KafkaError, OSError, TimeoutError) as error:
+                self._say_unknown(error)
                 self._pressure.not_measured()
-                self._log.warning("the inbox's lag is unknown", error=repr(error))
             soon = not self._pressure.inbox_exists
             await asyncio.sleep(min(0.5, self._settings.lag_check_s) if soon else self._settings.lag_check_s)
+
+    def _say_unknown(self, error: BaseException) -> None:
+        """Say so once: until it was measured again the next look says the same."""
+        if self._pressure.lag != _UNKNOWN or not self._is_said:
+            self._log.warning("the inbox's lag is unknown", error=repr(error))
+        self._is_said = True
 
     async def _look(self) -> None:
         if not self._pressure.inbox_exists and self._settings.topics.inbox not in await self._consumer.topics():

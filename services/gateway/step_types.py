@@ -133,6 +133,7 @@ class CommandTopicWatch:
         self._topics = topics
         self._step_types = step_types
         self._log = log
+        self._is_blind = False  # Kafka does not tell, and that was said
 
     async def watch(self) -> None:
         """Look for ever."""
@@ -150,8 +151,13 @@ class CommandTopicWatch:
         try:
             found = await self._admin.describe_topics(list(topics)) if topics else []
         except (KafkaError, OSError, TimeoutError) as error:
-            self._log.warning("command topics cannot be looked for", error=repr(error))
+            if not self._is_blind:
+                self._log.warning("command topics cannot be looked for", error=repr(error))
+            self._is_blind = True
             return
+        if self._is_blind:
+            self._log.info("command topics can be looked for again")
+            self._is_blind = False
         missing = frozenset(topics[name] for name in _missing(found))
         if missing != self._step_types.without_topic:
             self._log.warning("step types without a command topic", uses=sorted(missing))

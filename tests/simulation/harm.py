@@ -1,6 +1,6 @@
-"""What ought not to happen to the core: deciding that raises, and changelogs with records that cannot be read."""
+"""What ought not to happen to the core: deciding that raises or takes long, changelogs that cannot be read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -10,9 +10,14 @@ from anabranch.services.orchestrator.core.changelog import Change
 from anabranch.services.orchestrator.core.decide import Decision
 from anabranch.services.orchestrator.core.partition import to_runs
 from anabranch.services.orchestrator.core.state import Run
+from anabranch.services.orchestrator.core.turn import Budget
 from anabranch.shared.contracts import messages as m
+from anabranch.shared.contracts.cel_cost import EVALUATION
 from anabranch.shared.contracts.codec import Undecodable, decode
 from anabranch.shared.contracts.errors import StepError
+
+from .virtual import host_at_work
+from .weather import Weather
 
 if TYPE_CHECKING:
     from .simulation import World
@@ -64,6 +69,20 @@ class Raising:
     def _draws(self, words: str, one_in: int) -> bool:
         digest = blake2b(f"{self._salt}{words}".encode(), digest_size=8).digest()
         return int.from_bytes(digest) % one_in == 0
+
+
+def charging(weather: Weather, evaluation_s: float) -> Callable[[Budget, int], None]:
+    """Return a `Budget.charge` that takes the time of what is evaluated: its process does nothing else meanwhile."""
+    charge, s_per_unit = Budget.charge, evaluation_s / EVALUATION
+
+    def charge_and_work(budget: Budget, cost: int) -> None:
+        charge(budget, cost)
+        host = host_at_work()
+        if host is not None and s_per_unit and cost >= EVALUATION:
+            host.works_for(cost * s_per_unit)
+            weather.count("costly evaluations")
+
+    return charge_and_work
 
 
 class Harm:

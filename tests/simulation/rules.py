@@ -4,7 +4,7 @@ Only tests use this: the simulation must fail without any of them.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from unittest.mock import patch
@@ -13,6 +13,7 @@ from anabranch.services.orchestrator.core import changelog
 from anabranch.services.orchestrator.core.decide import Decision
 from anabranch.services.orchestrator.core.partition import Partition
 from anabranch.services.orchestrator.core.transitions import Ignore
+from anabranch.services.orchestrator.core.turn import Budget
 from anabranch.services.orchestrator.partition_task import PartitionTask
 from anabranch.services.orchestrator.ports import InboxRecord
 from anabranch.services.orchestrator.timers import Due
@@ -127,6 +128,7 @@ RULES: Final[Mapping[str, Product]] = {
     "timers through the log": Product(task=_DecidesTimersItself),
     "early timers armed again": Product(task=_ForgetsEarlyTimers, favoured=("step time",)),
     "timers armed for what remains": Product(task=_StartsTimersAnew, favoured=("hand over again and again",)),
+    "a turn that ends when its cost is spent": Product(),
     "Finished memory": Product(),
     "commands in hand and lately finished": Product(worker=_TakesRepeats),
     "Redis memory": Product(
@@ -147,9 +149,10 @@ RULES: Final[Mapping[str, Product]] = {
     ),
 }
 
-_PATCHES: Final[Mapping[str, tuple[type[Any], str, Callable[..., object]]]] = {
+_PATCHES: Final[Mapping[str, tuple[type[Any], str, object]]] = {
     "a failed append ends the process": (Producer, "_lose", Producer._acknowledge),
     "Finished memory": (Partition, "remembers", lambda *_: False),
+    "a turn that ends when its cost is spent": (Budget, "is_spent", property(lambda self: self.steps <= 0)),
 }
 
 

@@ -25,7 +25,7 @@ from . import invariants
 from .broker import Broker, Log, Record
 from .faults import CALM_AT_S, Plan, climate_of
 from .group import Group
-from .harm import Harm, Raising
+from .harm import Harm, Raising, charging
 from .holding import Holding
 from .oracle import Restored
 from .partition_log import MemoryLog
@@ -40,6 +40,7 @@ from .workload import USES, Submission, submissions, work
 
 SETTLE_S = 400.0  # longest legitimate wait after the last fault: a lease, a suspicion, a handler, retries, five times
 SUBMIT_WITHIN_S = 25.0
+EVALUATION_S = 0.3  # what evaluating an expression takes in some worlds: all of a wide run is longer than a session
 TOPICS = TopicNames(prefix="sim", runs=2, steps_partitions=2)
 
 
@@ -195,6 +196,8 @@ class World:
     # --- what happens -----------------------------------------------------------------------------------------------
 
     def _on_append(self, topic: str, partition: int, record: Record) -> None:
+        if topic == TOPICS.inbox and dict(record.headers).get("ce_type") == b"ContinueRun":
+            self.weather.count("turns that go on")
         if topic == TOPICS.run_events and _is_end(record):
             assert record.key is not None
             self.ended.add(record.key.decode())
@@ -285,11 +288,13 @@ def simulate(
     if restoring:
         world.task_type = RestoringTask.of(product.task)
     product.prepare(world)
+    charge = charging(weather, EVALUATION_S if seed % 6 == 0 else 0.0)
     raising = {name: getattr(world.raising, name) for name in ("decide", "abandon", "refuse")}
     try:
         with (
             patch.object(turn, "STEPS_PER_TURN", 2 if seed % 2 else turn.STEPS_PER_TURN),  # runs of a few steps go on
             patch.object(turn, "COST_PER_TURN", 1 if seed % 3 == 0 else turn.COST_PER_TURN),  # after any expression
+            patch.object(turn.Budget, "charge", charge),
             patch.multiple(core_partition, **raising),
         ):
             loop.run_until_complete(_drive(world, Plan.drawn(random, product.favoured)))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.simulation.rules import RULES
 from tests.simulation.runner import first_failure, is_restoring, new_pool, run_many
+from tests.simulation.workload import ODD
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "2000"))
 FIRST = int(os.environ.get("SIMULATION_FIRST_SEED", "0"))
@@ -50,6 +51,9 @@ ALWAYS_DRAWN = (
     "poison messages",
     "decisions that raised",
     "runs that could not even be failed",
+    "costly evaluations",
+    "turns that go on",
+    *(f"odd values: {odd}" for odd in ODD),
     "failed restores",
     "harmed changelogs: step",
     "harmed changelogs: unknown step",

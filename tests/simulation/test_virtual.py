@@ -88,3 +88,23 @@ def test_what_the_world_does_is_not_stopped_with_the_process_that_asked_for_it(l
     loop.later(1, host.kill)
     loop.run_until_complete(asyncio.sleep(10))
     assert said == ["arrived"]
+
+
+def test_a_process_that_is_busy_does_nothing_else_and_the_others_go_on(loop: VirtualLoop) -> None:
+    """Time goes on for it while it works; what came due meanwhile happens afterwards."""
+    said: list[tuple[str, float]] = []
+
+    async def ticking(name: str, host: Host) -> None:
+        for number in range(4):
+            if name == "busy" and number == 1:
+                host.works_for(2.5)
+                assert loop.time() == loop.now + 2.5
+            said.append((name, loop.now))
+            await asyncio.sleep(1)
+
+    for name in ("busy", "other"):
+        host = Host(name, loop)
+        host.spawn(ticking(name, host), name)
+    loop.run_until_complete(asyncio.sleep(20))
+    assert [at for name, at in said if name == "other"] == [0, 1, 2, 3]
+    assert [at for name, at in said if name == "busy"] == [0, 1, 4.5, 5.5]

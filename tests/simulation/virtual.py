@@ -34,6 +34,7 @@ class Host:
         self.is_done = False  # it has ended by itself, as it should
         self.has_failed = False  # killed, ended by an error, frozen, deaf, or not told of a revoke: at some time
         self.handles_left: int | None = None  # until it is killed
+        self.busy_until = 0.0  # what it does now takes so long, and its loop does nothing else meanwhile
         self.on_death: Callable[[Host], None] = lambda _: None
         self.context = copy_context()
         self.context.run(_HOST.set, self)
@@ -73,9 +74,22 @@ class Host:
         self._loop.make_ready(self._parked)
         self._parked = deque()
 
+    def works_for(self, seconds: float) -> None:
+        """Have the callback that runs now take so long: time goes on within it, all else of this process waits."""
+        self.busy_until = max(self.busy_until, self._loop.now) + seconds
+        self._loop.call_at(self.busy_until, self._go_on, context=self._loop.world)
+
+    def _go_on(self) -> None:
+        if self.busy_until <= self._loop.now and not self.is_frozen:
+            self._loop.make_ready(self._parked)
+            self._parked = deque()
+
     def takes(self, handle: asyncio.Handle) -> bool:
         """Whether a callback of this process runs now."""
         if not self.is_alive:
+            return False
+        if self.busy_until > self._loop.now:
+            self._parked.append(handle)
             return False
         if self.is_frozen:
             self._parked.append(handle)
@@ -86,6 +100,11 @@ class Host:
                 self.kill()
                 return False
         return True
+
+
+def host_at_work() -> Host | None:
+    """Return the process that does what is done now; None when it is the world's."""
+    return _HOST.get(None)
 
 
 class VirtualLoop(BaseEventLoop):
@@ -102,8 +121,9 @@ class VirtualLoop(BaseEventLoop):
         self.world = Context()  # what runs in here belongs to no process
 
     def time(self) -> float:
-        """Return the virtual seconds since the start."""
-        return self.now
+        """Return the virtual seconds since the start, as whoever asks has it: one who is busy is ahead."""
+        host = _HOST.get(None)
+        return self.now if host is None else max(self.now, host.busy_until)
 
     def create_task(self, coro: Any, *, name: object = None, context: Context | None = None) -> "asyncio.Task[Any]":
         """Make a task, and have its process keep it."""

@@ -74,3 +74,7 @@ class Witness:
             self._host.kill()
             await asyncio.sleep(0)  # and never again
         return number
+
+    def gave(self, odd: str) -> None:
+        """Count a value that a run cannot hold, or hardly."""
+        self._broker.weather.count(f"odd values: {odd}")

@@ -21,6 +21,7 @@ from .witness import Witness
 USES = "work"
 KEEP_S = 900  # how long a key is promised; longer than a simulation
 RUN_TIMEOUT_S = 100_000.0  # a run that reaches it hangs
+_WIDE = 30  # steps of a run that one record makes ready, each with an expression
 _PIPELINES = 150  # compiling one costs more than running it
 
 SETTINGS = RunSettings(
@@ -69,6 +70,8 @@ async def _work(order: Order, context: StepContext) -> Done:
         raise TerminalError(f"{context.step} never works")
     if context.attempt <= order.fail_first:
         raise RetryableError(f"{context.step} does not work yet")
+    if order.odd:
+        witness.gave(order.odd)
     return Done(number=number, given=ODD[order.odd] if order.odd else order.given)
 
 
@@ -110,10 +113,17 @@ def _definition(number: int) -> str:
     random = Random(number)
     names = [f"s{i}" for i in range(random.randint(2, 7))]
     steps = {name: _step(random, name, names[:i]) for i, name in enumerate(names)}
+    if random.random() < 0.06:
+        steps |= {f"w{i}": _evaluated(names[0]) for i in range(_WIDE)}
     pipeline: dict[str, Any] = {"name": f"p{number}", "steps": steps, "fail_fast": random.random() < 0.6}
     if random.random() < 0.1:
         pipeline["timeout"] = round(random.uniform(1, 20), 2)
     return json.dumps(pipeline)
+
+
+def _evaluated(need: str) -> dict[str, Any]:
+    value = f"${{{{ run.id + steps.{need}.status }}}}"  # what a plain path does not need: the engine
+    return {"uses": "transform", "needs": [need], "if": "always()", "with": {"value": value}}
 
 
 def _step(random: Random, name: str, before: list[str]) -> dict[str, Any]:

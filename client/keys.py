@@ -12,7 +12,7 @@ from anabranch.shared.contracts.limits import MAX_API_KEYS
 from anabranch.shared.contracts.messages import API_KEYS, ApiKeyIssued, ApiKeyUsed, use_key_of
 from anabranch.shared.contracts.times import rfc3339
 from anabranch.shared.contracts.topics import API_KEYS as TOPIC
-from anabranch.shared.runtime.clients import new_consumer, new_producer, wait_for_kafka
+from anabranch.shared.runtime.clients import new_consumer, new_producer, stop_consumer, wait_for_kafka
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.errors import KafkaUnreachable
 from anabranch.shared.runtime.kafka import ensure_topics
@@ -125,7 +125,7 @@ async def read(settings: Settings) -> Found:
             for record in (await consumer.getmany(timeout_ms=200)).get(partition, []):
                 found.take((record.key or b"").decode(errors="replace"), record.value)
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
     return found
 
 

@@ -27,7 +27,7 @@ from anabranch.services.gateway.whole_topic import IDLE_POLL_MS
 from anabranch.shared.contracts.topics import API_KEYS, DEFINITIONS, STEP_TYPES
 from anabranch.shared.record.database import open_database
 from anabranch.shared.record.reading import RecordReader
-from anabranch.shared.runtime.clients import new_admin
+from anabranch.shared.runtime.clients import new_admin, stop_consumer
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.descriptors import allow_descriptors
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, new_producer, wait_for_kafka
@@ -161,10 +161,10 @@ class Gateway:
                 task.cancel()
 
     async def _close(self) -> None:
-        await self._announcements.stop()
-        await self._key_records.stop()
+        await stop_consumer(self._announcements)
+        await stop_consumer(self._key_records)
         await self._use_records.stop()
-        await self._offsets.stop()
+        await stop_consumer(self._offsets)
         await self._admin.close()
         await self._topics_admin.close()
         await self._redis.aclose()

@@ -15,7 +15,7 @@ from anabranch.services.history.record_keeping import RecordKeeping
 from anabranch.services.history.settings import HistorySettings
 from anabranch.services.history.store import RedisSnapshots
 from anabranch.shared.runtime.deadline import Deadline
-from anabranch.shared.runtime.kafka import Outbox, new_consumer, wait_for_kafka
+from anabranch.shared.runtime.kafka import Outbox, new_consumer, stop_consumer, wait_for_kafka
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Service, run_service
 
@@ -103,7 +103,7 @@ class History:
                 self._waits_for = f"topic {topic}, which the orchestrator creates"
                 await asyncio.sleep(_LOOK_AGAIN_S)
         finally:
-            await looking.stop()
+            await stop_consumer(looking)
 
 
 async def _until_failed(outbox: Outbox) -> None:

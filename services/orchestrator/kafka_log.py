@@ -38,7 +38,7 @@ from anabranch.services.orchestrator.settings import OrchestratorSettings
 from anabranch.shared.contracts.limits import MAX_FETCHED_BYTES
 from anabranch.shared.contracts.partitioner import partition_of
 from anabranch.shared.contracts.topics import TopicNames
-from anabranch.shared.runtime.kafka import AppendFailed, Outbox, new_consumer, new_producer
+from anabranch.shared.runtime.kafka import AppendFailed, Outbox, new_consumer, new_producer, stop_consumer
 from anabranch.shared.runtime.lanes import Lanes, Refusal
 from anabranch.shared.runtime.topic_reader import OffsetGone, Record, TopicReader
 
@@ -199,7 +199,7 @@ class KafkaPartitionLog:
         except KafkaError as error:
             raise RestoreFailed(f"changelog partition {self._partition} cannot be read: {error!r}") from error
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer)
         return live
 
     async def seek(self, offset: int | None) -> None:

@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.orchestrator.settings import OrchestratorSettings
-from anabranch.shared.runtime.kafka import new_consumer
+from anabranch.shared.runtime.kafka import new_consumer, stop_consumer
 
 _POLL_MS: Final = 10_000
 _REPORT_OFFSETS_S: Final = 1.0
@@ -55,7 +55,7 @@ class Membership:
 
     async def stop(self) -> None:
         """Leave the group; the partitions go to the others at once. Revokes what is still owned first."""
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     def rejoin(self) -> None:
         """Ask for a new assignment."""

@@ -20,7 +20,7 @@ from anabranch.shared.contracts.codec import Encoded, encode
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import MAX_ANNOUNCEMENT_BYTES
 from anabranch.shared.runtime.clock import now_ms
-from anabranch.shared.runtime.kafka import Outbox, new_consumer
+from anabranch.shared.runtime.kafka import Outbox, new_consumer, stop_consumer
 from anabranch.shared.runtime.owned import Fail
 from anabranch.shared.runtime.settings import Settings
 
@@ -67,6 +67,7 @@ class Announcing:
         self._log = log
         self._fail = fail
         self._partition = TopicPartition(settings.topics.step_types, 0)
+        self._is_failing = False
         self._pause_s = 0.0
         self._again_at_s = -_QUIET_S
         self._last: bytes | None = None  # what stands under our name, as far as was read
@@ -85,7 +86,9 @@ class Announcing:
             try:
                 await self._look_after()
             except (KafkaError, OSError) as error:
-                self._log.warning("the announcement cannot be looked after", uses=self._name, error=repr(error))
+                if not self._is_failing:  # it is tried again every few seconds
+                    self._log.warning("the announcement cannot be looked after", uses=self._name, error=repr(error))
+                self._is_failing = True
             await asyncio.sleep(_PAUSE_S)
 
     async def _look_after(self) -> None:
@@ -94,7 +97,7 @@ class Announcing:
             await consumer.start()
             await self._follow(consumer)
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer)
 
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
         await self._outbox.acknowledged()
@@ -103,6 +106,9 @@ class Announcing:
         self._last = None
         while True:
             await self._read_to_end(consumer)
+            if self._is_failing:
+                self._is_failing = False
+                self._log.info("the announcement is looked after again", uses=self._name)
             if self._last != self._record.value:
                 self._log.warning("the step type was announced otherwise: announcing it again", uses=self._name)
                 await self._pause()

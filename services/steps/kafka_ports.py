@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from anabranch.services.steps.ports import CancelRecord, CommandRecord
 from anabranch.shared.contracts import groups
 from anabranch.shared.runtime.group_reader import GroupReader
-from anabranch.shared.runtime.kafka import new_consumer
+from anabranch.shared.runtime.kafka import new_consumer, stop_consumer
 from anabranch.shared.runtime.owned import Fail
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.topic_reader import Record
@@ -70,4 +70,4 @@ class KafkaControl:
 
     async def stop(self) -> None:
         """Disconnect."""
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)

@@ -25,7 +25,7 @@ from anabranch.services.steps.worker import Worker
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, STEP_TYPES, STEPS, Topic
 from anabranch.shared.runtime.clock import now_ms
-from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, wait_for_kafka
+from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, stop_consumer, wait_for_kafka
 from anabranch.shared.runtime.owned import OwnedTask
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Deadline, Service, run_service
@@ -172,7 +172,7 @@ async def _topics_are_there(
             waits.topics(missing)
             await asyncio.sleep(_LOOK_AGAIN_S)
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 async def _note_predecessor(memory: RedisMemory, service: Service[StepServiceSettings]) -> None:

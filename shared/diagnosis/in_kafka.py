@@ -17,7 +17,7 @@ from anabranch.shared.contracts.topics import CHECKPOINT_KEY, STEPS, TOPICS, Top
 from anabranch.shared.diagnosis.findings import Finding, fault, ok, unknown, warning
 from anabranch.shared.diagnosis.in_redis import SKEW_S
 from anabranch.shared.record.settings import RecordSettings
-from anabranch.shared.runtime.clients import new_admin, new_consumer
+from anabranch.shared.runtime.clients import new_admin, new_consumer, stop_consumer
 from anabranch.shared.runtime.kafka_refusal import refusal
 from anabranch.shared.runtime.kafka_security import version_of
 from anabranch.shared.runtime.topic_setup import differences
@@ -69,8 +69,8 @@ async def _clients(settings: RecordSettings) -> AsyncIterator[_Clients]:
         await clients.reader.start()
         yield clients
     finally:
-        await clients.reader.stop()
-        await clients.offsets.stop()
+        await stop_consumer(clients.reader)
+        await stop_consumer(clients.offsets)
         await clients.admin.close()
 
 

@@ -16,7 +16,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from anabranch.shared.contracts.limits import MAX_FETCHED_BYTES, MIB
-from anabranch.shared.runtime.clients import new_consumer
+from anabranch.shared.runtime.clients import new_consumer, stop_consumer
 from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.errors import CommitRefused
 from anabranch.shared.runtime.owned import Fail, OwnedTask
@@ -168,7 +168,7 @@ class GroupReader(Generic[R]):
         """Leave the group."""
         for task in (*self._background, *([self._seeking] if self._seeking else ())):
             task.let_go()
-        await self._member.stop()
+        await stop_consumer(self._member)
         await self._reader.stop()
 
     # --- what is ours -------------------------------------------------------------------------------------------------

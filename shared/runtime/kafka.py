@@ -1,6 +1,6 @@
 """Kafka for services, under one name: clients, topics at start-up, and the outbox."""
 
-from anabranch.shared.runtime.clients import new_consumer, new_producer, wait_for_kafka
+from anabranch.shared.runtime.clients import new_consumer, new_producer, stop_consumer, wait_for_kafka
 from anabranch.shared.runtime.errors import AppendFailed, KafkaUnreachable, RecordTooLarge, TopicMismatch
 from anabranch.shared.runtime.outbox import Outbox
 from anabranch.shared.runtime.topic_setup import ensure_topics
@@ -14,5 +14,6 @@ __all__ = [
     "ensure_topics",
     "new_consumer",
     "new_producer",
+    "stop_consumer",
     "wait_for_kafka",
 ]

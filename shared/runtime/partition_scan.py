@@ -6,7 +6,7 @@ from typing import Any, Final, Self
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from anabranch.shared.contracts.partitioner import partition_of
-from anabranch.shared.runtime.clients import new_client, new_consumer
+from anabranch.shared.runtime.clients import new_client, new_consumer, stop_consumer
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.topic_reader import Record
 
@@ -28,12 +28,12 @@ class PartitionScan:
         try:
             await self._assign()
         except BaseException:
-            await self._consumer.stop()
+            await stop_consumer(self._consumer)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     async def _assign(self) -> None:
         count = await _partitions_of(self._settings, self._topic)

@@ -376,11 +376,11 @@ class Requests:
         self._damage: Callable[[FetchSession], None] | None = None
         request = FetchSession.request
 
-        def noted(session: FetchSession, wanted: Mapping[int, int]) -> Fetch:
+        def noted(session: FetchSession, wanted: Mapping[int, int], wait_ms: int) -> Fetch:
             if self._damage is not None:
                 self._damage(session)
                 self._damage = None
-            self.made.append(request(session, wanted))
+            self.made.append(request(session, wanted, wait_ms))
             return self.made[-1]
 
         patch.setattr(FetchSession, "request", noted)

@@ -23,7 +23,6 @@ from anabranch.services.gateway.staleness import Staleness, StalenessWatch
 from anabranch.services.gateway.step_types import CommandTopicWatch, StepTypeReader, StepTypes
 from anabranch.services.gateway.tokens import Tokens
 from anabranch.services.gateway.waiting import ChannelListener, Watches
-from anabranch.services.gateway.whole_topic import IDLE_POLL_MS
 from anabranch.shared.contracts.topics import API_KEYS, DEFINITIONS, STEP_TYPES
 from anabranch.shared.record.database import open_database
 from anabranch.shared.record.reading import RecordReader
@@ -62,14 +61,14 @@ class Gateway:
         self._listener = ChannelListener(
             self._redis, keys, self._watches, self._followers, metrics=metrics, log=service.log
         )
-        self._announcements = new_consumer(settings, fetch_max_wait_ms=IDLE_POLL_MS)
+        self._announcements = new_consumer(settings)
         self._type_reader = StepTypeReader(
             self._announcements, settings.topics.step_types, self._step_types, metrics=metrics, log=service.log
         )
         self._use_records = new_producer(settings)
         self._key_uses = KeyUses(self._use_records, settings.topics.api_keys, service.log)
         self._api_keys = ApiKeys(used=self._key_uses.note)
-        self._key_records = new_consumer(settings, fetch_max_wait_ms=IDLE_POLL_MS)
+        self._key_records = new_consumer(settings)
         self._key_reader = ApiKeyReader(self._key_records, settings.topics.api_keys, self._api_keys, service.log)
         issuer = Issuer(settings.jwt_issuer, settings.jwt_jwks_url)
         self._issuer_keys = IssuerKeys(issuer.keys, settings.jwt_allowed, metrics, service.log)

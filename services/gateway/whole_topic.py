@@ -5,9 +5,6 @@ from typing import Any, Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-IDLE_POLL_MS: Final = 5_000
-"""How long a broker may hold a poll of such a topic: it is sought once, and a record ends the poll at once."""
-
 _TAKE_MS: Final = 5_000
 
 

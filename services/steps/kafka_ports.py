@@ -14,7 +14,6 @@ from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.topic_reader import Record
 
 _READ_POLL_MS: Final = 200
-_IDLE_POLL_MS: Final = 5_000  # it is sought once, at the start
 _CONTROL_BATCH: Final = 1_000
 
 
@@ -41,9 +40,7 @@ class KafkaControl:
     def __init__(self, settings: Settings) -> None:
         self._partition = TopicPartition(settings.topics.control, 0)
         # A worker that was away for longer than the retention goes on from what there is.
-        self._consumer: AIOKafkaConsumer = new_consumer(
-            settings, auto_offset_reset="earliest", fetch_max_wait_ms=_IDLE_POLL_MS
-        )
+        self._consumer: AIOKafkaConsumer = new_consumer(settings, auto_offset_reset="earliest")
 
     async def start(self) -> None:
         """Connect."""

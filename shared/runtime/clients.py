@@ -31,10 +31,10 @@ _TRANSACTION_TIMEOUT_MS: Final = 30_000
 # newly assigned partition may wait for the poll before.
 _FETCH_MAX_WAIT_MS: Final = 500
 
-# How often the client's own loop looks for something to fetch although nothing has told it to: whatever there may be
-# (an answer, an assignment, a partition that is resumed) wakes it anyway. Five times a second, its default, is a third
-# of what an idle step service costs.
-_LOOK_MS: Final = 10_000
+# How often the client's own loop looks for something to do that nothing has told it of. Answers, assignments and
+# resumed partitions wake it, but not that a partition has no committed offset, which is then reset: a new member of a
+# group waits for that as long. Five times a second, its default, is a third of what an idle step service costs.
+_LOOK_MS: Final = 500
 
 # A dead member is noticed after the session; a live one may miss several heartbeats while its loop is busy. It is a
 # heartbeat that tells a member of a rebalance: a new worker waits for its share as long. Each is 0.06 % of a core a

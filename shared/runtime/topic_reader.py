@@ -213,7 +213,7 @@ class TopicReader:
         except KafkaError as error:
             if node not in self._failing:  # it is asked ten times a second
                 self._failing.add(node)
-                self._log.warning("a broker cannot be polled", node=node, error=repr(error))
+                self._log.info("a broker cannot be polled", node=node, error=repr(error))
             session.forget()
             self._is_misled.set()
             return 0

@@ -49,13 +49,17 @@ class CommandLagWatch:
 
     async def look(self) -> dict[str, dict[int, int]]:
         """Return how many commands of each type and partition no worker has answered for."""
-        existing = await self._consumer.topics()
         served = sorted(set(self._step_types.known) - {each.name for each in BUILT_IN})
-        return {uses: await self._lags(uses) for uses in served if self._settings.topics.steps(uses) in existing}
+        topics = {self._settings.topics.steps(uses): uses for uses in served}
+        described = await self._admin.describe_topics(list(topics)) if topics else []
+        # As many as there are: a topic may have been made with another number of them than the settings say now.
+        partitions = {
+            topics[each["topic"]]: [TopicPartition(each["topic"], part["partition"]) for part in each["partitions"]]
+            for each in described
+        }
+        return {uses: await self._lags(uses, of_topic) for uses, of_topic in partitions.items() if of_topic}
 
-    async def _lags(self, uses: str) -> dict[int, int]:
-        topic = self._settings.topics.steps(uses)
-        partitions = [TopicPartition(topic, n) for n in range(self._settings.step_partitions)]
+    async def _lags(self, uses: str, partitions: list[TopicPartition]) -> dict[int, int]:
         ends = await self._consumer.end_offsets(partitions)
         found = await self._admin.list_consumer_group_offsets(
             groups.workers(self._settings.topic_prefix, uses), partitions=partitions

@@ -30,6 +30,8 @@ _QUIET_S: Final = 1.5  # in which nothing more comes
 _READ: Final = 5_000
 _SHOWN: Final = 5
 
+_SPOILT: Final = "look at what was written there; another program may use the same topic prefix"
+
 _FAILURES: Final = (KafkaError, OSError, TimeoutError)
 
 
@@ -115,6 +117,8 @@ class _Examination:
                 found += await check()
             except _FAILURES as error:
                 found.append(unknown(name, f"Kafka does not say: {error!r}"[:500], "look at the brokers' logs"))
+            except Exception as error:  # noqa: BLE001  what stands there is spoilt: the other checks are made
+                found.append(unknown(name, f"what Kafka says cannot be read: {error!r}"[:500], _SPOILT))
         return found
 
     # --- what there is ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import aiohttp
 from anabranch.deploy.local.ports import free_port
 from anabranch.deploy.local.services import anabranch_services
 from anabranch.deploy.local.stack import LocalStack
+from anabranch.shared.contracts.topics import CHECKPOINT_KEY
 from anabranch.shared.diagnosis.doctor import examine, is_well
 from anabranch.shared.diagnosis.findings import Finding, Verdict
 from anabranch.shared.record.settings import RecordSettings
@@ -85,6 +86,10 @@ async def test_what_is_broken_is_found_and_nothing_else(tmp_path: Path) -> None:
         assert of_orchestrators["do"] == "start an orchestrator"
         assert "12 partitions have no owner" in of_orchestrators["says"]
         assert await command(settings) == (1, {each.check: each.verdict for each in await examine(settings)})
+
+        async with new_producer(settings) as producer:
+            await producer.send_and_wait(settings.topics.state, b"odd", key=CHECKPOINT_KEY, partition=0)
+        assert bad(await examine(settings)) == broken | {"checkpoints": Verdict.UNKNOWN}
 
         assert stack.redis is not None
         assert stack.kafka is not None

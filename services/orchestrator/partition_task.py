@@ -171,7 +171,13 @@ class PartitionTask:
 
     async def _goes_on_after(self, error: LogError) -> bool:
         answer = ON_ERROR[type(error)]
-        self._logger.warning("partition error", error=str(error), cause=repr(error.__cause__), answer=answer.value)
+        # What Kafka's client says of an outage is in the log already, and why a process ends is said when it does.
+        is_said = getattr(error.__cause__, "retriable", False) or answer is Answer.END_PROCESS
+        words = {"error": str(error), "cause": repr(error.__cause__), "answer": answer.value}
+        if is_said:
+            self._logger.info("partition error", **words)
+        else:
+            self._logger.warning("partition error", **words)
         self._metrics.partition_error(type(error).__name__)
         await self._abandon_checkpoint()
         self._forget()

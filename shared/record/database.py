@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import URL, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from anabranch.shared.contracts.errors import AnabranchError
@@ -60,12 +60,12 @@ def open_database(text: str, *, name: str, connections: int = CONNECTIONS, timeo
     url = database_url(text)
     if is_sqlite(url):
         return _sqlite(url, connections)
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=timeout_s,
-        pool_pre_ping=False,  # a connection that is gone is noticed by who uses it, and tried again
+        pool_pre_ping=False,  # which asks the server: a round trip for each transaction
         connect_args={
             "timeout": _CONNECT_S,
             "command_timeout": timeout_s,
@@ -73,6 +73,15 @@ def open_database(text: str, *, name: str, connections: int = CONNECTIONS, timeo
             "server_settings": {"application_name": name[:63], "jit": "off"},
         },
     )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def replace_closed(connection: Any, *_: object) -> None:
+        # The pool sees no errors of the driver's own calls, which history writes with: it would lend a connection that
+        # the server has closed again and again.
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError("the server has closed the connection")
+
+    return engine
 
 
 def is_sqlite(url: URL) -> bool:

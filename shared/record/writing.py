@@ -87,8 +87,12 @@ class RecordWriter:
                         yield _SqliteSession(connection)
                 else:
                     raw: Any = (await connection.get_raw_connection()).driver_connection
-                    async with raw.transaction():
-                        yield _PostgresSession(raw)
+                    try:
+                        async with raw.transaction():
+                            yield _PostgresSession(raw)
+                    except (asyncpg.InterfaceError, OSError, TimeoutError):  # what state it is in nobody knows
+                        raw.terminate()
+                        raise
         except SQLAlchemyError as error:  # of the pool, too, when every connection is taken
             raise _refused_or_unavailable(getattr(error, "orig", None) or error) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:

@@ -1,13 +1,16 @@
 """The record holds every event once, and what follows from them, however they arrive."""
 
+import os
 import random
-from collections.abc import Sequence
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from anabranch.shared.contracts.errors import StepError
@@ -23,8 +26,10 @@ from anabranch.shared.contracts.times import milliseconds, rfc3339
 from anabranch.shared.record.database import open_database
 from anabranch.shared.record.errors import RecordUnavailable, RowsRefused
 from anabranch.shared.record.rows import Place, Rows
+from anabranch.shared.record.schema import upgrade
 from anabranch.shared.record.tables import METADATA
 from anabranch.shared.record.writing import RecordWriter, write
+from tests.support.databases import a_database, execute
 
 START_MS = 1_769_860_800_000
 ODD = "a\x00b'%_\\\U0001f600"
@@ -187,6 +192,49 @@ async def test_a_pool_without_a_free_connection_is_one_that_may_have_one_later(d
             async with RecordWriter(engine).transaction():
                 pass
     await engine.dispose()
+
+
+async def test_a_connection_that_the_server_closed_while_nobody_used_it_is_replaced(postgres: str) -> None:
+    async with a_database(postgres) as url, a_record_with_one_connection(url) as (database, backend):
+        await execute(postgres, f"SELECT pg_terminate_backend({backend}, 5000)")
+        await record(database, numbered(life("a")))
+        assert (await everything(database))["runs"]
+
+
+async def test_a_connection_that_was_lost_in_a_transaction_is_replaced(postgres: str) -> None:
+    async with a_database(postgres) as url, a_record_with_one_connection(url) as (database, backend):
+        with pytest.raises(RecordUnavailable):
+            async with RecordWriter(database).transaction() as session:
+                await execute(postgres, f"SELECT pg_terminate_backend({backend}, 5000)")
+                await session.known(["a"])
+        await record(database, numbered(life("a")))
+        assert (await everything(database))["runs"]
+
+
+async def test_a_connection_whose_server_hangs_is_replaced(postgres: str) -> None:
+    async with a_database(postgres) as url, a_record_with_one_connection(url) as (database, backend):
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            with pytest.raises(RecordUnavailable, match="Timeout"):
+                async with RecordWriter(database).transaction() as session:
+                    await session.known(["a"])
+            await record(database, numbered(life("a")))
+            assert (await everything(database))["runs"]
+        finally:
+            os.kill(backend, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def a_record_with_one_connection(url: str) -> AsyncIterator[tuple[AsyncEngine, int]]:
+    """Yield an engine on an empty record, and the process of the server that answers its only connection."""
+    database = open_database(url, name="test", connections=1, timeout_s=2.0)
+    await upgrade(database)
+    async with database.connect() as connection:
+        backend = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+    try:
+        yield database, backend
+    finally:
+        await database.dispose()
 
 
 @given(st.integers(0, 4_000_000_000_000))

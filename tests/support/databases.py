@@ -72,7 +72,7 @@ class KillablePostgres:
                         stdout=output, stderr=output, user=self._user,
                     )  # fmt: skip
             with suppress(OSError, asyncpg.PostgresError):
-                await _execute(self.url, "SELECT 1")
+                await execute(self.url, "SELECT 1")
                 return
             await asyncio.sleep(0.05)
         raise AssertionError(f"PostgreSQL did not start:\n{log.read_text()[-2_000:]}")
@@ -86,14 +86,15 @@ class KillablePostgres:
 async def a_database(server_url: str) -> AsyncIterator[str]:
     """Create an empty database on the server; yield its URL, and drop it."""
     name = f"test_{uuid4().hex}"
-    await _execute(server_url, f"CREATE DATABASE {name}")
+    await execute(server_url, f"CREATE DATABASE {name}")
     try:
         yield server_url.replace("/postgres?", f"/{name}?")
     finally:
-        await _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+        await execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def _execute(url: str, statement: str) -> None:
+async def execute(url: str, statement: str) -> None:
+    """Execute a statement on a connection of its own."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(statement)

@@ -29,7 +29,14 @@ from anabranch.shared.record.reading import RecordReader
 from anabranch.shared.runtime.clients import new_admin, stop_consumer
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.descriptors import allow_descriptors
-from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer, new_producer, wait_for_kafka
+from anabranch.shared.runtime.kafka import (
+    Outbox,
+    ensure_topics,
+    new_consumer,
+    new_follower,
+    new_producer,
+    wait_for_kafka,
+)
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
 from anabranch.shared.runtime.service import Service, run_service
 from anabranch.shared.runtime.tls import ServerCertificate
@@ -61,14 +68,14 @@ class Gateway:
         self._listener = ChannelListener(
             self._redis, keys, self._watches, self._followers, metrics=metrics, log=service.log
         )
-        self._announcements = new_consumer(settings)
+        self._announcements = new_follower(settings)
         self._type_reader = StepTypeReader(
             self._announcements, settings.topics.step_types, self._step_types, metrics=metrics, log=service.log
         )
         self._use_records = new_producer(settings)
         self._key_uses = KeyUses(self._use_records, settings.topics.api_keys, service.log)
         self._api_keys = ApiKeys(used=self._key_uses.note)
-        self._key_records = new_consumer(settings)
+        self._key_records = new_follower(settings)
         self._key_reader = ApiKeyReader(self._key_records, settings.topics.api_keys, self._api_keys, service.log)
         issuer = Issuer(settings.jwt_issuer, settings.jwt_jwks_url)
         self._issuer_keys = IssuerKeys(issuer.keys, settings.jwt_allowed, metrics, service.log)

@@ -5,6 +5,8 @@ from typing import Any, Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from anabranch.shared.runtime.kafka import follow
+
 _TAKE_MS: Final = 5_000
 
 
@@ -18,9 +20,7 @@ class Record(Protocol):
 async def records_of(consumer: AIOKafkaConsumer, topic: str, complete: Callable[[], None]) -> AsyncIterator[Record]:
     """Yield every record, for ever. `complete` is called once, when what was there at the beginning has been taken."""
     partition = TopicPartition(topic, 0)
-    consumer.assign([partition])
-    await consumer.seek_to_beginning(partition)
-    end = (await consumer.end_offsets([partition]))[partition]
+    end = await follow(consumer, partition)
     is_complete = False
     while True:
         if not is_complete and await consumer.position(partition) >= end:

@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from anabranch.services.steps.ports import CancelRecord, CommandRecord
 from anabranch.shared.contracts import groups
 from anabranch.shared.runtime.group_reader import GroupReader
-from anabranch.shared.runtime.kafka import new_consumer, stop_consumer
+from anabranch.shared.runtime.kafka import follow, new_follower, stop_consumer
 from anabranch.shared.runtime.owned import Fail
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.topic_reader import Record
@@ -40,17 +40,15 @@ class KafkaControl:
     def __init__(self, settings: Settings) -> None:
         self._partition = TopicPartition(settings.topics.control, 0)
         # A worker that was away for longer than the retention goes on from what there is.
-        self._consumer: AIOKafkaConsumer = new_consumer(settings, auto_offset_reset="earliest")
+        self._consumer: AIOKafkaConsumer = new_follower(settings)
 
     async def start(self) -> None:
         """Connect."""
         await self._consumer.start()
-        self._consumer.assign([self._partition])
 
     async def read_to_end(self) -> Sequence[CancelRecord]:
         """Return all there is; it may be an hour of cancellations."""
-        await self._consumer.seek_to_beginning(self._partition)
-        end = (await self._consumer.end_offsets([self._partition]))[self._partition]
+        end = await follow(self._consumer, self._partition)
         records: list[CancelRecord] = []
         while await self._consumer.position(self._partition) < end:
             records += await self.take(_READ_POLL_MS / 1000)

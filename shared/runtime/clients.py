@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import collect_hosts
@@ -30,6 +30,9 @@ _TRANSACTION_TIMEOUT_MS: Final = 30_000
 # second of 12 partitions); and since aiokafka has one poll per broker under way, this is how long a resumed, sought or
 # newly assigned partition may wait for the poll before.
 _FETCH_MAX_WAIT_MS: Final = 500
+
+# The same of a consumer that follows one partition for as long as its process lives, and is never sought again.
+_FOLLOW_MAX_WAIT_MS: Final = 5_000
 
 # How often the client's own loop looks for something to do that nothing has told it of. Answers, assignments and
 # resumed partitions wake it, but not that a partition has no committed offset, which is then reset: a new member of a
@@ -88,6 +91,25 @@ def new_consumer(settings: Settings, *topics: str, group_id: str | None = None, 
         "partition_assignment_strategy": (StickyPartitionAssignor,),
     }
     return AIOKafkaConsumer(*topics, **(defaults | overrides))
+
+
+def new_follower(settings: Settings) -> AIOKafkaConsumer:
+    """Return a consumer for `follow`, not started."""
+    return new_consumer(settings, auto_offset_reset="earliest", fetch_max_wait_ms=_FOLLOW_MAX_WAIT_MS)
+
+
+async def follow(follower: AIOKafkaConsumer, partition: TopicPartition) -> int:
+    """Read one partition from its first record on; return the offset at which it ends now.
+
+    The offsets are asked for first: a broker answers the requests of a connection one after the other, and a poll of a
+    quiet partition takes seconds.
+    """
+    beginnings = await follower.beginning_offsets([partition])
+    ends = await follower.end_offsets([partition])
+    follower.assign([partition])
+    follower.seek(partition, beginnings[partition])
+    end: int = ends[partition]
+    return end
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:

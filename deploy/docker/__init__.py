@@ -1,0 +1,1 @@
+"""The image: which service it runs, and whether that is healthy."""

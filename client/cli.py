@@ -56,7 +56,7 @@ def main() -> None:
 @click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Default: ANABRANCH_HOME, or .anabranch."
 )
-@click.option("--observe", is_flag=True, help="Add a Prometheus that scrapes all of it, if one is installed.")
+@click.option("--observe", is_flag=True, help="Add a Prometheus and a Grafana, if they are installed.")
 def up(**options: Any) -> None:
     """Start Kafka, Redis and every service on this machine, until Ctrl-C."""
     _end_with(commands.up(**options))

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--orchestrators", type=_count, default=1, metavar="N")
     parser.add_argument("--workers", type=_count, default=1, metavar="N", help="of every step type")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="the gateway's; gives way when it is taken")
-    parser.add_argument("--observe", action="store_true", help="add a Prometheus that scrapes all of it")
+    parser.add_argument("--observe", action="store_true", help="add a Prometheus and a Grafana, if installed")
     parser.add_argument("--data-dir", type=Path, default=None, help="default: ANABRANCH_HOME, or .anabranch")
     return asyncio.run(up(**vars(parser.parse_args(arguments))))
 

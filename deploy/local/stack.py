@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 from sqlalchemy.exc import SQLAlchemyError
 
 from anabranch.deploy.local.console import Console, Silence
+from anabranch.deploy.local.grafana import HOW_TO_INSTALL as HOW_TO_INSTALL_GRAFANA
+from anabranch.deploy.local.grafana import LocalGrafana
+from anabranch.deploy.local.grafana import command as grafana_command
 from anabranch.deploy.local.home import Home, default_home
 from anabranch.deploy.local.kafka import LocalKafka
 from anabranch.deploy.local.ports import free_port
@@ -57,7 +60,7 @@ class LocalStack:
     database of the record, a file in the directory unless given, none if empty. A child that dies is started again,
     `restarts_per_window` times within a minute at most; with `restart=False` it stays dead. Raises HomeError when
     another stack has the directory, and StackFailedError when a child does not become ready. `observe` adds a
-    Prometheus that scrapes all of it, where one is installed.
+    Prometheus that scrapes all of it and a Grafana that shows it, where they are installed.
     """
 
     def __init__(
@@ -91,10 +94,9 @@ class LocalStack:
         if redis_url is None:
             self.redis = LocalRedis(self.home.path)
         self.prometheus: LocalPrometheus | None = None
-        if observe and prometheus_binary() is not None:
-            self.prometheus = LocalPrometheus(self.home.path)
-        elif observe:
-            self._console.say("stack", HOW_TO_INSTALL)
+        self.grafana: LocalGrafana | None = None
+        if observe:
+            self._observe()
         self._given_bootstrap, self._given_redis_url = bootstrap, redis_url
         self.database_url = f"sqlite:///{self.home.path}/record.db" if database_url is None else database_url
         self._services = tuple(services or anabranch_services(orchestrators=orchestrators, workers=workers))
@@ -108,6 +110,16 @@ class LocalStack:
         self._running: dict[str, ServiceProcess] = {}
         self._supervisors: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[StackFailedError] | None = None
+
+    def _observe(self) -> None:
+        if prometheus_binary() is None:
+            self._console.say("stack", HOW_TO_INSTALL)
+            return
+        self.prometheus = LocalPrometheus(self.home.path)
+        if grafana_command() is None:
+            self._console.say("stack", HOW_TO_INSTALL_GRAFANA)
+        else:
+            self.grafana = LocalGrafana(self.home.path)
 
     # What it consists of
 
@@ -157,8 +169,8 @@ class LocalStack:
                 self.home.clear()
             self._failure = asyncio.get_running_loop().create_future()
             (self.home.path / "logs").mkdir(exist_ok=True)
-            await all_of([self._bring_record_up, *(partial(self._start_server, server) for server in self._servers())])
-            await all_of([self._start_configured])
+            await all_of([self._bring_record_up, *(partial(self._start_server, server) for server in self._at_first())])
+            await all_of([self._start_configured, self._start_grafana])
             await self.until_ready()
             self._is_ready = True
         except BaseException:  # a cancelled start, too, leaves no process behind
@@ -232,6 +244,10 @@ class LocalStack:
 
     # The parts
 
+    def _at_first(self) -> list[LocalServer]:
+        """The servers that ask no other."""
+        return [server for server in self._servers() if server is not self.grafana]
+
     def _servers(self) -> Iterator[LocalServer]:
         """The servers that are the stack's own, in the order of stopping."""
         if self.kafka is not None:
@@ -240,6 +256,8 @@ class LocalStack:
             yield self.redis
         if self.prometheus is not None:
             yield self.prometheus
+        if self.grafana is not None:
+            yield self.grafana
 
     async def _bring_record_up(self) -> None:
         if not self.database_url:
@@ -259,6 +277,11 @@ class LocalStack:
         else:
             await child.start()
         self._watch(child, budget)
+
+    async def _start_grafana(self) -> None:
+        if self.grafana is not None and self.prometheus is not None:
+            self.grafana.prometheus_url = self.prometheus.url
+            await self._start_server(self.grafana)
 
     async def _start_configured(self) -> None:
         for configured in self._services:
@@ -446,7 +469,8 @@ def ready_line(stack: LocalStack) -> str:
     """The one line that says where everything is."""
     redis = urlsplit(stack.redis_url)
     line = f"ready {stack.gateway_url}  kafka {stack.bootstrap}  redis {redis.hostname}:{redis.port or 6379}"
-    return line if stack.prometheus is None else f"{line}  prometheus {stack.prometheus.url}"
+    observers = [server for server in (stack.prometheus, stack.grafana) if server is not None]
+    return "  ".join([line, *(f"{server.name} {server.url}" for server in observers)])
 
 
 async def _first(*jobs: "asyncio.Future[Any]") -> None:

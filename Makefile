@@ -64,9 +64,13 @@ check: $(INSTALLED) ## Lint, format, types, import contracts, coverage of the co
 	@$(BIN)/lint-imports
 	@if [ -f tests/coverage_core.py ]; then $(BIN)/python -m tests.coverage_core; fi
 
+.PHONY: tools
+tools: $(INSTALLED) ## Build the tools that check the Kubernetes manifests, from their Go modules
+	@deploy/k8s/tools.sh
+
 .PHONY: clean
 clean: ## Remove the environment, the stack's data and the tools' caches
-	@rm -rf .venv .anabranch .fuzz dist build htmlcov .coverage*
+	@rm -rf .venv .anabranch .fuzz .tools dist build htmlcov .coverage*
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -56,6 +56,11 @@ mutants-security: $(INSTALLED) ## Take out each guard against strangers, and see
 bench: $(INSTALLED) ## Measure throughput and latency against the floor
 	@$(BIN)/python -m tests.performance.bench
 
+.PHONY: quiet-alerts
+quiet-alerts: $(INSTALLED) ## Load a stack for ten minutes: no alert fires, series are bounded, every panel has data
+	@deploy/prometheus/install.sh
+	@$(BIN)/python -m tests.performance.bench observed
+
 .PHONY: check
 check: $(INSTALLED) ## Lint, format, types, import contracts, coverage of the core
 	@$(BIN)/ruff check .

@@ -1,12 +1,16 @@
 """Writes the dashboards as JSON, and docs/dashboards.md; a test compares.
 
-`python -m anabranch.deploy.grafana.generate`
+`python -m anabranch.deploy.grafana.generate [SAMPLES]`: with the file that `make quiet-alerts` has written, the page
+says how many samples each query had.
 """
 
+import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import orjson
 from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
 from grafana_foundation_sdk.builders import dashboard as d
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -21,6 +25,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from anabranch.deploy.grafana.panels import ALL, Dashboard, Panel, Query
 
 DASHBOARDS: Final = Path(__file__).resolve().parent / "dashboards"
+SAMPLES: Final = Path(__file__).resolve().parent / "samples.json"
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "dashboards.md"
 
 _SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -48,7 +53,11 @@ There is no variable for a tenant or a pipeline: clients make these names, so th
 They were made without a Grafana at hand, and nobody has looked at a picture of them yet. The JSON is what the Grafana
 Foundation SDK writes; units, widths and queries were reviewed from the tables below; a test runs each query through
 `promtool` and looks its names up in the declarations. tests/e2e/test_observed.py asks a Prometheus, which scrapes
-a local stack under load, for samples of each; it names the few panels that show what a healthy stack never has.
+a local stack under load, for each; it names the few panels that show what a healthy stack never has.
+
+The samples are those of `make quiet-alerts`: {seconds:.0f} s of load, {runs} runs, that a real Prometheus scrapes; then
+what a healthy stack never has is made to happen for two minutes. They are asked for as Grafana asks, with a step of
+five seconds; what is no number does not count.
 """
 
 
@@ -132,20 +141,25 @@ def _target(query: Query, ref: str) -> prometheus.Dataquery:
 
 def page() -> str:
     """Return docs/dashboards.md as it should be."""
-    return "\n".join([_INTRODUCTION, *map(_section, ALL)])
+    kept = orjson.loads(SAMPLES.read_bytes())
+    introduction = _INTRODUCTION.format(seconds=kept["seconds"], runs=kept["runs"])
+    return "\n".join([introduction, *(_section(shown, kept["samples"]) for shown in ALL)])
 
 
-def _section(shown: Dashboard) -> str:
-    lines = [f"## {shown.title}", "", "| panel | unit | query |", "|---|---|---|"]
+def _section(shown: Dashboard, samples: Mapping[str, int]) -> str:
+    lines = [f"## {shown.title}", "", "| panel | unit | query | samples |", "|---|---|---|---|"]
     for row, panels in shown.rows.items():
         for panel in panels:
             queries = "<br>".join("`" + query.expr.replace("|", "\\|") + "`" for query in panel.queries)
-            lines.append(f"| {row}: {panel.title} | {panel.unit} | {queries} |")
+            counted = "<br>".join(str(samples.get(query.expr, "not asked yet")) for query in panel.queries)
+            lines.append(f"| {row}: {panel.title} | {panel.unit} | {queries} | {counted} |")
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
     """Write all of them."""
+    if len(sys.argv) > 1:
+        shutil.copyfile(sys.argv[1], SAMPLES)
     DASHBOARDS.mkdir(exist_ok=True)
     for shown in ALL:
         path = DASHBOARDS / f"{shown.uid}.json"

@@ -11,17 +11,13 @@ from grafana_foundation_sdk.models.dashboard import Dashboard as Model
 from anabranch.deploy.grafana import generate
 from anabranch.deploy.grafana.panels import ALL, Dashboard, Panel
 from tests.deploy.test_prometheus import ALERTS, known_series
+from tests.support.prometheus import asked_as_of_grafana
 from tests.support.promtool import needs_promtool, promtool
 from tests.support.queries import faults_of
 
 PANELS = [(shown, panel) for shown in ALL for panels in shown.rows.values() for panel in panels]
 UNITS = {"s", "short", "cps", "bytes", "Bps", "percentunit"}  # of Grafana's own
 ids = [f"{shown.uid}: {panel.title}" for shown, panel in PANELS]
-
-
-def as_asked(expr: str) -> str:
-    """Return a query as Grafana sends it."""
-    return re.sub(r"\$(uses|instance)\b", ".*", expr.replace("$__rate_interval", "1m"))
 
 
 @pytest.mark.parametrize("shown", ALL, ids=lambda shown: shown.uid)
@@ -49,10 +45,18 @@ def test_the_page_is_true() -> None:
     assert generate.PAGE.read_text() == generate.page(), "run: python -m anabranch.deploy.grafana.generate"
 
 
+def test_every_query_had_samples_after_the_load_test() -> None:
+    """A query that was changed is to be asked again: make quiet-alerts."""
+    samples = orjson.loads(generate.SAMPLES.read_bytes())["samples"]
+    asked = {query.expr for _, panel in PANELS for query in panel.queries}
+    assert samples.keys() == asked
+    assert [query for query in asked if not samples[query] > 0] == []
+
+
 @pytest.mark.parametrize(("shown", "panel"), PANELS, ids=ids)
 def test_a_panel_asks_for_what_exists(shown: Dashboard, panel: Panel) -> None:
     for query in panel.queries:
-        assert faults_of(as_asked(query.expr), known_series()) == []
+        assert faults_of(asked_as_of_grafana(query.expr), known_series()) == []
     assert panel.unit in UNITS
     assert not panel.runbook or panel.runbook in {alert["alert"] for alert in ALERTS}
 
@@ -70,7 +74,7 @@ def test_a_legend_names_labels_that_its_query_keeps(shown: Dashboard, panel: Pan
 def test_promtool_parses_every_query(tmp_path: Path) -> None:
     """As rules, since it has no other way to be given many of them."""
     rules = [
-        {"record": f"query:{number}", "expr": as_asked(query.expr)}
+        {"record": f"query:{number}", "expr": asked_as_of_grafana(query.expr)}
         for number, query in enumerate(query for _, panel in PANELS for query in panel.queries)
     ]
     asked = tmp_path / "queries.yml"

@@ -20,6 +20,7 @@ from tests.performance import (
     idle,
     latency,
     memory,
+    observed,
     record_cost,
     recording,
     scaling,
@@ -47,6 +48,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Sizes], Awaitable[None]]]] = {
     "search": search.measure,
     "catchup": catchup.measure,
     "streams": streams.measure,
+    "observed": observed.measure,
 }
 _NEED_FLOOR: Final = frozenset({"throughput", "latency"})
 _BY_DEFAULT: Final = ("throughput", "latency", "waited", "idle")  # the others take minutes each: name them, or `all`

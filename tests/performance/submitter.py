@@ -23,10 +23,13 @@ class Refused(Exception):
     """The gateway answered neither that it accepted a run nor that it would later."""
 
 
-def request(definition: bytes, inputs: bytes = b"{}", key: str | None = None, query: bytes = b"") -> bytes:
+def request(
+    definition: bytes, inputs: bytes = b"{}", key: str | None = None, query: bytes = b"", api_key: str | None = None
+) -> bytes:
     """Return a submission as it goes over the wire."""
     body = b'{"definition":%b,"inputs":%b}' % (definition, inputs)
     key_line = b"" if key is None else b"Idempotency-Key: %b\r\n" % key.encode()
+    key_line += b"" if api_key is None else b"Authorization: Bearer %b\r\n" % api_key.encode()
     head = (
         b"POST /v1/runs%b HTTP/1.1\r\nHost: anabranch\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n"
     )

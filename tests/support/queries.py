@@ -7,6 +7,8 @@ from typing import Any
 
 import promql_parser
 
+from anabranch.shared.runtime.metrics import Declared
+
 ROOT = Path(__file__).parents[2]
 _PARTS = ("lhs", "rhs", "expr", "args", "param", "vector_selector")
 _OF_TARGETS = {"instance", "role", "job"}
@@ -17,18 +19,23 @@ _OF_PROCESSES = {
 _OF_ALERTS = {"alertname", "alertstate", "severity"}
 
 
+def declared() -> Iterator[Declared]:
+    """Return every metric that the services declare."""
+    containers = runpy.run_path(str(ROOT / "docs" / "generate_metrics.py"))["containers"]
+    for _, metrics in containers():
+        yield from metrics.declared
+
+
 def series() -> dict[str, set[str]]:
     """Return the labels of every series that the services have, by name; those of the target come with the scrape."""
-    containers = runpy.run_path(str(ROOT / "docs" / "generate_metrics.py"))["containers"]
     found = {name: set(_OF_TARGETS) | (_OF_ALERTS if name == "ALERTS" else set()) for name in _OF_PROCESSES}
-    for _, metrics in containers():
-        for declared in metrics.declared:
-            labels = set(declared.labels) | _OF_TARGETS
-            if declared.kind == "histogram":
-                found |= {f"{declared.name}_count": labels, f"{declared.name}_sum": labels}
-                found[f"{declared.name}_bucket"] = labels | {"le"}
-            else:
-                found[declared.name] = labels
+    for metric in declared():
+        labels = set(metric.labels) | _OF_TARGETS
+        if metric.kind == "histogram":
+            found |= {f"{metric.name}_count": labels, f"{metric.name}_sum": labels}
+            found[f"{metric.name}_bucket"] = labels | {"le"}
+        else:
+            found[metric.name] = labels
     return found
 
 
@@ -36,7 +43,7 @@ def faults_of(query: str, known: Mapping[str, set[str]]) -> list[str]:
     """Return what a query asks for that does not exist: series, or labels of them."""
     faults = []
     tree = promql_parser.parse(query)
-    for part in _parts(tree):
+    for part in parts_of(tree):
         if isinstance(part, promql_parser.VectorSelector):
             if part.name not in known:
                 faults.append(f"no metric is called {part.name}")
@@ -52,13 +59,14 @@ def faults_of(query: str, known: Mapping[str, set[str]]) -> list[str]:
 
 
 def _selectors(tree: Any) -> Iterator[Any]:
-    return (part for part in _parts(tree) if isinstance(part, promql_parser.VectorSelector))
+    return (part for part in parts_of(tree) if isinstance(part, promql_parser.VectorSelector))
 
 
-def _parts(tree: Any) -> Iterator[Any]:
+def parts_of(tree: Any) -> Iterator[Any]:
+    """Return a query's tree, part by part."""
     yield tree
     for name in _PARTS:
         found = getattr(tree, name, None)
         for part in found if isinstance(found, Sequence) and not isinstance(found, str) else [found]:
             if part is not None:
-                yield from _parts(part)
+                yield from parts_of(part)

@@ -2,12 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from anabranch.client.commands import FAILED, OK, put, say
 from anabranch.shared.record import schema
-from anabranch.shared.record.database import open_database
+from anabranch.shared.record.database import UNANSWERED, open_database
 from anabranch.shared.record.settings import RecordSettings
 
 
@@ -42,7 +41,7 @@ async def _with_database(settings: RecordSettings, work: Callable[[AsyncEngine],
     database = open_database(settings.database_url, name="anabranch db", timeout_s=3600.0)
     try:
         await work(database)
-    except (SQLAlchemyError, OSError, TimeoutError, schema.CommandError) as error:
+    except (*UNANSWERED, schema.CommandError) as error:
         say(f"the database {database.url.render_as_string(hide_password=True)}: {error}")
         return FAILED
     finally:

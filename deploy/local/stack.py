@@ -14,8 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from anabranch.deploy.local.console import Console, Silence
 from anabranch.deploy.local.grafana import HOW_TO_INSTALL as HOW_TO_INSTALL_GRAFANA
 from anabranch.deploy.local.grafana import LocalGrafana
@@ -40,7 +38,7 @@ from anabranch.deploy.local.supervisor import (
     supervise,
 )
 from anabranch.deploy.local.targets import TARGETS, write_targets
-from anabranch.shared.record.database import open_database
+from anabranch.shared.record.database import UNANSWERED, open_database
 from anabranch.shared.record.schema import upgrade
 
 DEFAULT_PORT = 8080
@@ -265,7 +263,7 @@ class LocalStack:
         database = open_database(self.database_url, name="anabranch up")
         try:
             await upgrade(database)
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except UNANSWERED as error:
             raise StackFailedError(f"the database of the record cannot be used: {error}") from error
         finally:
             await database.dispose()

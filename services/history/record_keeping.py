@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from redis.asyncio import Redis
-from sqlalchemy.exc import SQLAlchemyError
 
 from anabranch.services.history.dead_letters import KafkaDeadLetters
 from anabranch.services.history.decoded import DecodedEvents
@@ -15,7 +14,7 @@ from anabranch.services.history.notices import RedisNotices
 from anabranch.services.history.recording import Recorder
 from anabranch.services.history.retention import RecordRetention
 from anabranch.services.history.settings import HistorySettings
-from anabranch.shared.record.database import open_database
+from anabranch.shared.record.database import UNANSWERED, open_database
 from anabranch.shared.record.errors import RecordUnavailable
 from anabranch.shared.record.schema import SchemaBehind, check
 from anabranch.shared.record.writing import RecordWriter
@@ -86,7 +85,7 @@ class RecordKeeping:
         while not stopping.is_set():
             try:
                 await check(self._database)
-            except (SchemaBehind, SQLAlchemyError, OSError, TimeoutError) as error:
+            except (SchemaBehind, *UNANSWERED) as error:
                 words = str(error) if isinstance(error, SchemaBehind) else f"the database: {error!r}"
                 if words != self._waits_for:
                     self._service.log.warning("nothing is recorded yet", error=words)

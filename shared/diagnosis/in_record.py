@@ -4,13 +4,12 @@ import time
 from typing import Final
 
 from sqlalchemy import Float, cast, func, select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from anabranch.shared.diagnosis.findings import Finding, fault, ok, warning
 from anabranch.shared.diagnosis.in_redis import clock
 from anabranch.shared.record import schema
-from anabranch.shared.record.database import is_sqlite, open_database
+from anabranch.shared.record.database import UNANSWERED, is_sqlite, open_database
 from anabranch.shared.record.settings import RecordSettings
 
 _SLOW_MS: Final = 100.0
@@ -29,7 +28,7 @@ async def examine_record(settings: RecordSettings) -> list[Finding]:
     database = open_database(settings.database_url, name="anabranch doctor")
     try:
         return await _examined(database)
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
+    except UNANSWERED as error:
         cause = getattr(error, "orig", None) or error
         where = database.url.render_as_string(hide_password=True)
         return [

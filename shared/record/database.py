@@ -6,13 +6,18 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 from sqlalchemy import URL, event, make_url
-from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from anabranch.shared.contracts.errors import AnabranchError
 
 DEFAULT_URL: Final = "sqlite:///anabranch.db"
+
+UNANSWERED: Final = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+"""What asking may raise. The driver's own errors come through when a server that is there lets nobody in: it is just
+starting, does not know the user, or has not the database."""
 
 CONNECTIONS: Final = 4
 """Of a process, at once: who finds none free waits."""

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import orjson
 import pytest
@@ -38,7 +39,7 @@ from anabranch.shared.runtime.kafka import Outbox, ensure_topics, new_consumer
 from anabranch.shared.runtime.redis import RedisKeys
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.snapshots import SEQ, document
-from tests.support.databases import a_database, a_postgres, postgres_tools
+from tests.support.databases import a_database, a_postgres, execute, postgres_tools
 from tests.support.one_service import OneService, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -187,6 +188,24 @@ async def test_history_waits_for_a_topic_that_comes_later(bench: Bench) -> None:
         await history.until_ready()
         await bench.write(*events_of("r1"))
         assert await bench.ended("r1")
+
+
+async def test_history_waits_for_a_database_that_does_not_let_it_in(bench: Bench, postgres: str) -> None:
+    """Redis is kept all the same; the record catches up without a restart."""
+    name = f"late_{uuid4().hex}"
+    url = postgres.replace("/postgres?", f"/{name}?")
+    await bench.create_topics()
+    history = bench.history(DATABASE_URL=url)
+    history._waits_for_ready = False
+    async with history:
+        await eventually(lambda: _not_ready_because(history, "does not exist"), words=history.words)
+        await bench.write(*events_of("r1"))
+        assert await bench.ended("r1")
+        await execute(postgres, f"CREATE DATABASE {name}")
+        await _with_database(url, upgrade)
+        await history.until_ready()
+        await eventually(lambda: _with_database(url, partial(_has, run_id="r1", seq=5)), words=history.words)
+    await execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def test_poison_is_dead_lettered_and_nothing_stops(bench: Bench) -> None:

@@ -98,6 +98,14 @@ def test_one_command_brings_the_tables_up_and_takes_them_down(
     assert said("downgrade", "base", "--yes") == (0, f"{head()} -> none\n")
 
 
+def test_the_command_says_that_a_server_does_not_let_it_in(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's error, which SQLAlchemy lets through; one line, no traceback."""
+    monkeypatch.setenv("DATABASE_URL", postgres.replace("/postgres?", "/nosuch?"))
+    result = CliRunner().invoke(main, ["db", "upgrade"])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert 'database "nosuch" does not exist' in result.output
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

@@ -14,6 +14,7 @@ from anabranch.deploy.local.server import LocalServer
 from anabranch.deploy.local.targets import TARGETS
 
 _OURS: Final = Path(__file__).resolve().parents[1] / "prometheus"
+_RULES: Final = _OURS / "rules"
 _UNPACKED: Final = Path(sys.prefix) / "prometheus" / "usr" / "bin"  # by deploy/prometheus/install.sh
 
 HOW_TO_INSTALL: Final = (
@@ -26,12 +27,12 @@ def binary() -> str | None:
     return shutil.which("prometheus") or shutil.which("prometheus", path=str(_UNPACKED))
 
 
-def configuration(targets: Path, *, interval_s: float) -> dict[str, Any]:
-    """Return ours for a stack: its own targets, absolute paths, and how often."""
+def configuration(targets: Path, *, interval_s: float, rules: Path = _RULES) -> dict[str, Any]:
+    """Return ours for a stack: its own targets, absolute paths, and how often; `rules` is a folder."""
     ours: dict[str, Any] = yaml.safe_load((_OURS / "prometheus.yml").read_text())
     interval = f"{round(1000 * interval_s)}ms"
     ours["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
-    ours["rule_files"] = [str(_OURS / "rules" / "*.yml")]
+    ours["rule_files"] = [str(rules / "*.yml")]
     (job,) = ours["scrape_configs"]
     job["file_sd_configs"] = [{"files": [str(targets)], "refresh_interval": "15s"}]
     job["scrape_timeout"] = interval
@@ -39,12 +40,15 @@ def configuration(targets: Path, *, interval_s: float) -> dict[str, Any]:
 
 
 class LocalPrometheus(LocalServer):
-    """One Prometheus server; a `port` that is taken gives way."""
+    """One Prometheus server; a `port` that is taken gives way, `rules` is a folder of them."""
 
     name = "prometheus"
 
-    def __init__(self, data_dir: Path, port: int | None = None, *, interval_s: float = 5.0) -> None:
+    def __init__(
+        self, data_dir: Path, port: int | None = None, *, interval_s: float = 5.0, rules: Path = _RULES
+    ) -> None:
         super().__init__(data_dir, port)
+        self._rules = rules
         self._interval_s = interval_s
 
     @property
@@ -53,7 +57,7 @@ class LocalPrometheus(LocalServer):
         return f"http://{self.address}"
 
     async def _prepare(self) -> None:
-        written = configuration(self.data_dir / TARGETS, interval_s=self._interval_s)
+        written = configuration(self.data_dir / TARGETS, interval_s=self._interval_s, rules=self._rules)
         self._config.write_text(yaml.safe_dump(written, sort_keys=False))
 
     @property

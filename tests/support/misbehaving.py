@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -53,6 +54,7 @@ def _task() -> "asyncio.Task[Any]":
 STRAY: set[Any] = set()
 ACTS: dict[str, Callable[[], Any]] = {
     "well": lambda: None,
+    "block": lambda: time.sleep(1.2),
     "sys.exit": lambda: sys.exit(3),
     "interrupt": _interrupt,
     "next": lambda: next(iter([])),

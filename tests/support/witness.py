@@ -1,13 +1,15 @@
 """The `witness` step type, of the tests' own: it counts its handler's starts outside, in Redis.
 
 `python -m tests.support.witness` from the root of the repository serves it, beside the services of the house. Input:
-`{sleep: seconds, value}`; output: `{value}`. The counts are a hash, `witness:starts`, by attempt.
+`{sleep: seconds, gate: path, value}`, where nothing goes on while the gate exists; output: `{value}`. The counts are a
+hash, `witness:starts`, by attempt.
 """
 
 import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +18,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from anabranch.steps import StepContext, serve, step_type
 
 STARTS: Final = "witness:starts"
+_LOOK_EVERY_S: Final = 0.1
 
 
 class Watched(BaseModel):
@@ -24,6 +27,7 @@ class Watched(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     sleep: float = 0
+    gate: str = ""
     value: Any = None
 
 
@@ -46,10 +50,12 @@ async def open_redis() -> AsyncIterator[Redis]:
 
 @step_type("witness", description="Count the start of its handler, outside.", concurrency=64, lifespan=open_redis)
 async def witness(watched: Watched, context: StepContext) -> Seen:
-    """Count this start, then sleep."""
+    """Count this start, then sleep, and wait for the gate to open."""
     redis: Redis = context.resource
     await redis.hincrby(STARTS, f"{context.run_id}/{context.step}/{context.attempt}", 1)
     await asyncio.sleep(watched.sleep)
+    while watched.gate and Path(watched.gate).exists():
+        await asyncio.sleep(_LOOK_EVERY_S)
     return Seen(value=watched.value)
 
 

@@ -20,6 +20,8 @@ _INTRODUCTION = """\
 
 Every service is told what it needs by environment variables, read once at its start. Where two names are given, the
 first wins. A name that begins with `ANABRANCH_` and sets nothing is reported at the start.
+
+Tracing has OpenTelemetry's own variables, `OTEL_…`: [tracing](tracing.md) says which of them switches it on.
 """
 
 

@@ -22,6 +22,7 @@ from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.staleness import Staleness, StalenessWatch
 from anabranch.services.gateway.step_types import CommandTopicWatch, StepTypeReader, StepTypes
 from anabranch.services.gateway.tokens import Tokens
+from anabranch.services.gateway.tracing import RequestSpans
 from anabranch.services.gateway.waiting import ChannelListener, Watches
 from anabranch.shared.contracts.topics import API_KEYS, DEFINITIONS, STEP_TYPES
 from anabranch.shared.record.database import open_database
@@ -112,6 +113,7 @@ class Gateway:
             api_keys=self._api_keys,
             tokens=Tokens(self._issuer_keys, settings),
             certificate=self._certificate,
+            spans=None if service.spans is None else RequestSpans(service.spans),
         )
         _say_who_is_let_in(service)
         _allow_connections(service)

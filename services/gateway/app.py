@@ -30,6 +30,7 @@ from anabranch.services.gateway.staleness import Staleness
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.submissions import SubmissionReader
 from anabranch.services.gateway.tokens import Tokens
+from anabranch.services.gateway.tracing import RequestSpans
 from anabranch.services.gateway.waiting import Watches
 from anabranch.shared.contracts.limits import MAX_BODY_BYTES
 from anabranch.shared.record.events import EventReader
@@ -55,6 +56,7 @@ def create_app(
     api_keys: ApiKeys,
     tokens: Tokens,
     certificate: ServerCertificate | None = None,
+    spans: RequestSpans | None = None,
 ) -> web.Application:
     """Return the application; nothing in it starts or stops anything."""
     addresses = Addresses(networks_of(settings.trusted_proxies))
@@ -63,6 +65,7 @@ def create_app(
     )
     around = [  # the outermost first
         request_log(addresses, log, metrics, share=settings.request_log),
+        *([] if spans is None else [spans.middleware()]),
         packing(),
         problems(),
         origin(origins_of(settings.cors_origins)),
@@ -102,5 +105,6 @@ def create_app(
     app[keys.FOLLOWERS] = followers
     app[keys.STALENESS] = staleness
     app[keys.WATCHES] = watches
+    app[keys.SPANS] = spans
     app.add_routes(ROUTES)
     return app

@@ -13,8 +13,9 @@ from anabranch.services.gateway.intake import Accepted, Request
 from anabranch.services.gateway.problems import Kind, ProblemError
 from anabranch.services.gateway.rate_limit import take_more
 from anabranch.services.gateway.reading import Submission
-from anabranch.services.gateway.requests import refuse_query, trace_id_of
+from anabranch.services.gateway.requests import refuse_query
 from anabranch.services.gateway.runs import refuse_before_step_types_are_known
+from anabranch.services.gateway.tracing import trace_for_batched
 from anabranch.shared.contracts.ids import new_run_id, run_id_for_key
 from anabranch.shared.runtime.snapshots import ENDED_STATUSES
 
@@ -54,7 +55,7 @@ def _refuse_what_single_runs_have(request: web.Request) -> None:
 def _request(request: web.Request, run: Submission) -> Request:
     tenant = tenant_of(request)
     run_id = new_run_id() if run.key is None else run_id_for_key(tenant, run.key)
-    return Request(run_id, run, tenant, run.key, trace_id_of(request))
+    return Request(run_id, run, tenant, run.key, trace_for_batched(request, run_id))
 
 
 async def _room(request: web.Request, count: int) -> tuple[int, ProblemError | None]:

@@ -17,10 +17,12 @@ from anabranch.services.gateway.reading import Definition, Submission
 from anabranch.services.gateway.reads import AcceptedRuns, ReadsUnavailable, RunReads
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.shared.contracts.bounded import BoundedMemory
-from anabranch.shared.contracts.codec import Encoded, Headers, encode, trace_id_or
+from anabranch.shared.contracts.codec import Encoded, Headers, encode
+from anabranch.shared.contracts.ids import cancel_id, trace_id_of_run
 from anabranch.shared.contracts.limits import MAX_MESSAGE_BYTES
 from anabranch.shared.contracts.messages import CancelRun, SubmitRun
 from anabranch.shared.contracts.partitioner import partition_of
+from anabranch.shared.contracts.traces import TraceContext
 from anabranch.shared.runtime.errors import AppendFailed, RecordTooLarge
 from anabranch.shared.runtime.snapshots import ACCEPTED
 from anabranch.shared.runtime.time_limit import TimeLimit
@@ -57,7 +59,7 @@ class Request:
     submission: Submission
     tenant: str
     key: str | None = None
-    trace_id: str = ""
+    trace: TraceContext | None = None  # that the run goes on in
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ class Intake:
 
     async def _append(self, request: Request, *, body_hash: str, keep_s: int) -> None:
         run_id, submission = request.run_id, request.submission
-        trace_id = trace_id_or(request.trace_id, run_id)
+        trace = request.trace or TraceContext(trace_id_of_run(run_id))
         message = SubmitRun(
             run_id=run_id,
             tenant=request.tenant,
@@ -226,11 +228,16 @@ class Intake:
             labels=submission.labels,
             body_hash=body_hash,
             keep_s=keep_s,
-            trace_id=trace_id,
+            trace_id=trace.trace_id,
+            parent_span=trace.span_id or None,
+            sampled=None if trace.is_sampled else False,
             settings=self._stamped,
         )
         now_ms = int(self._now_s() * 1000)
-        record = encode(message, message_id=run_id, source=self._source, at_ms=now_ms, trace_id=trace_id)
+        record = encode(
+            message, message_id=run_id, source=self._source, at_ms=now_ms, trace_id=trace.trace_id,
+            is_sampled=trace.is_sampled,
+        )  # fmt: skip
         if len(record.value) > MAX_MESSAGE_BYTES:
             raise _too_large(len(record.value))
         try:
@@ -244,14 +251,16 @@ class Intake:
         self._accepted.remember(run_id, submission, request.tenant, at_ms)
         self._metrics.run_accepted()
 
-    async def cancel(self, run_id: str, trace_id: str) -> None:
+    async def cancel(self, run_id: str, trace: TraceContext | None) -> None:
         """Return when Kafka has the wish to cancel a run. Raises `ProblemError`; asking again does no harm."""
+        trace = trace or TraceContext(trace_id_of_run(run_id))
         record = encode(
             CancelRun(run_id=run_id),
-            message_id=f"{run_id}/cancel",
+            message_id=cancel_id(run_id),
             source=self._source,
             at_ms=int(self._now_s() * 1000),
-            trace_id=trace_id_or(trace_id, run_id),
+            trace_id=trace.trace_id,
+            is_sampled=trace.is_sampled,
         )
         try:
             await self._appended(run_id, record)

@@ -23,7 +23,9 @@ from anabranch.services.gateway.waiting import Watches
 from anabranch.shared.record.reading import RecordReader
 
 if TYPE_CHECKING:
-    from anabranch.services.gateway.rate_limit import RateLimits  # which finds its own things by these keys
+    # which find their own things by these keys
+    from anabranch.services.gateway.rate_limit import RateLimits
+    from anabranch.services.gateway.tracing import RequestSpans
 
 SETTINGS: Final = web.AppKey("settings", GatewaySettings)
 LOG: Final[web.AppKey[FilteringBoundLogger]] = web.AppKey("log")
@@ -42,6 +44,7 @@ RECENT_ANSWERS: Final = web.AppKey("recent_answers", RecentAnswers)
 FOLLOWERS: Final = web.AppKey("followers", Followers)
 STALENESS: Final = web.AppKey("staleness", Staleness)
 WATCHES: Final = web.AppKey("watches", Watches)
+SPANS: Final["web.AppKey[RequestSpans | None]"] = web.AppKey("spans")  # none where tracing is off
 
 # Of one request.
 REQUEST_ID: Final = web.RequestKey("request_id", str)
@@ -49,3 +52,4 @@ CLIENT: Final = web.RequestKey("client", str)  # whom it is counted for
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
 HEADERS: Final = web.RequestKey("headers", dict[str, str])  # of its answer, whatever the answer is
 RUN_ID: Final = web.RequestKey("run_id", str)  # the run it is about, for its line in the log
+TRACE_ID: Final = web.RequestKey("trace_id", str)  # of its span

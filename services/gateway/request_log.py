@@ -14,7 +14,7 @@ from anabranch.services.gateway.client import client_of, tenant_of
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.requests import trace_id_of
 from anabranch.services.gateway.route_classes import RouteClass, class_of, classify, route_of
-from anabranch.shared.contracts.ids import new_run_id
+from anabranch.shared.contracts.ids import new_run_id, trace_id_of_run
 
 REQUEST_ID: Final = "X-Request-ID"
 _SANE: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -55,7 +55,7 @@ def request_log(
         response = await handler(request)
         seconds = time.perf_counter() - began_s
         route = route_of(request)
-        trace_id = trace_id_of(request) or request.get(keys.RUN_ID, "").replace("-", "")
+        trace_id = trace_id_said_of(request)
         waits = "wait=" in request.query_string
         metrics.answered(request.method, route, response.status, seconds, waits=waits, trace_id=trace_id)
         if class_of(request) is not RouteClass.OPEN and sample.takes(response.status):
@@ -63,6 +63,11 @@ def request_log(
         return response
 
     return logged
+
+
+def trace_id_said_of(request: web.Request) -> str:
+    """Return the trace that a request is in: its client's, else that of its span or of its run, if there is one."""
+    return trace_id_of(request) or request.get(keys.TRACE_ID) or trace_id_of_run(request.get(keys.RUN_ID, ""))
 
 
 def request_id_of(given: str | None) -> str:
@@ -73,7 +78,6 @@ def request_id_of(given: str | None) -> str:
 def _write(
     log: FilteringBoundLogger, request: web.Request, response: web.StreamResponse, route: str, seconds: float
 ) -> None:
-    run_id = request.get(keys.RUN_ID, "")
     log.info(
         "answered",
         method=request.method[:_METHOD_CHARS],
@@ -84,6 +88,6 @@ def _write(
         client=client_of(request),
         tenant=tenant_of(request),
         request_id=request[keys.REQUEST_ID],
-        run_id=run_id,
-        trace_id=trace_id_of(request) or run_id.replace("-", ""),
+        run_id=request.get(keys.RUN_ID, ""),
+        trace_id=trace_id_said_of(request),
     )

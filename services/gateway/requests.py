@@ -9,8 +9,8 @@ from anabranch.services.gateway.problems import Kind, ProblemError
 from anabranch.shared.contracts.durations import DurationError, format_duration, parse_duration
 from anabranch.shared.contracts.ids import is_idempotency_key
 from anabranch.shared.contracts.limits import MAX_IDEMPOTENCY_KEY_CHARS
+from anabranch.shared.contracts.traces import TraceContext, trace_context_in
 
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 ANY_STATE: Final = "*"
 
 _SECONDS: Final = re.compile(r"[0-9]{1,9}")
@@ -94,8 +94,12 @@ def refuse_query_but(request: web.Request, *known: str) -> None:
             raise ProblemError(Kind.BAD_REQUEST, f"The query parameter {name[:80]!r} is not known here.")
 
 
+def trace_of(request: web.Request) -> TraceContext | None:
+    """Return where the client's trace goes on, if it sent a `traceparent` that is one."""
+    return trace_context_in(request.headers.get("traceparent"))
+
+
 def trace_id_of(request: web.Request) -> str:
-    """Return the trace id of the client's `traceparent` (W3C Trace Context §3.2), or nothing."""
-    given = request.headers.get("traceparent")
-    match = _TRACEPARENT.fullmatch(given) if given else None
-    return match[1] if match else ""
+    """Return the id of the client's trace, or nothing."""
+    trace = trace_of(request)
+    return "" if trace is None else trace.trace_id

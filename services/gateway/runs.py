@@ -20,11 +20,11 @@ from anabranch.services.gateway.requests import (
     idempotency_key_of,
     known_states,
     refuse_query,
-    trace_id_of,
     wait_s_of,
 )
+from anabranch.services.gateway.tracing import trace_for, trace_for_message
 from anabranch.services.gateway.waiting import Watch, until_ended
-from anabranch.shared.contracts.ids import new_run_id, run_id_for_key
+from anabranch.shared.contracts.ids import cancel_id, new_run_id, run_id_for_key, span_id
 from anabranch.shared.contracts.limits import KIB
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.snapshots import ACCEPTED, ENDED_STATUSES
@@ -48,7 +48,7 @@ async def submit_run(request: web.Request) -> web.StreamResponse:
     submission = await app[keys.READER].submission(body, media_type)
     run_id = new_run_id() if key is None else run_id_for_key(tenant, key)
     request[keys.RUN_ID] = run_id
-    submitted = Request(run_id, submission, tenant, key, trace_id_of(request))
+    submitted = Request(run_id, submission, tenant, key, trace_for(request, run_id))
     deadline = Deadline.after(wait_s or 0)
     watches = app[keys.WATCHES]
     client = client_of(request)
@@ -123,7 +123,7 @@ async def cancel_run(request: web.Request) -> web.Response:
             members={"id": run_id, "run_status": status},
         )
     app[keys.PRESSURE].refuse_if_no_way()
-    await app[keys.INTAKE].cancel(run_id, trace_id_of(request))
+    await app[keys.INTAKE].cancel(run_id, trace_for_message(request, span_id(cancel_id(run_id))))
     return _accepted(run_id, Accepted(status))
 
 

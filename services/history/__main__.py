@@ -14,6 +14,7 @@ from anabranch.services.history.projector import Projector
 from anabranch.services.history.record_keeping import RecordKeeping
 from anabranch.services.history.settings import HistorySettings
 from anabranch.services.history.store import RedisSnapshots
+from anabranch.services.history.tracing import BatchSpans
 from anabranch.shared.runtime.deadline import Deadline
 from anabranch.shared.runtime.kafka import Outbox, new_consumer, stop_consumer, wait_for_kafka
 from anabranch.shared.runtime.redis import RedisKeys, new_redis
@@ -54,8 +55,9 @@ class History:
         dead_letters = KafkaDeadLetters(self._outbox, settings)
         decoded = DecodedEvents(are_shared=bool(settings.database_url))
         self._projector = Projector(
-            self._events, snapshots, dead_letters, decoded, metrics=self._metrics, log=service.log
-        )
+            self._events, snapshots, dead_letters, decoded, metrics=self._metrics, log=service.log,
+            spans=None if service.spans is None else BatchSpans(service.spans, "project"),
+        )  # fmt: skip
         self._record = None
         if settings.database_url:
             self._record = RecordKeeping(service, self._redis, keys, dead_letters, decoded, metrics=self._metrics)

@@ -12,6 +12,7 @@ from anabranch.services.history.events import EventLog, EventRecord
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projection import RunChange, add
 from anabranch.services.history.store import NOT_JOINED, ChangeRejected, SnapshotStore, StoreUnavailable
+from anabranch.services.history.tracing import BatchSpans
 from anabranch.shared.contracts.codec import Undecodable
 from anabranch.shared.contracts.text import writable
 
@@ -50,6 +51,7 @@ class Projector:
         metrics: HistoryMetrics,
         log: FilteringBoundLogger,
         now_s: Callable[[], float] = time.time,
+        spans: BatchSpans | None = None,
     ) -> None:
         self._events = events
         self._snapshots = snapshots
@@ -58,6 +60,7 @@ class Projector:
         self._metrics = metrics
         self._log = log
         self._now_s = now_s
+        self._spans = spans
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Project until told to stop."""
@@ -68,11 +71,14 @@ class Projector:
                 await self._project(records, stopping)
 
     async def _project(self, records: Sequence[EventRecord], stopping: asyncio.Event) -> None:
+        began_ns = self._spans.now_ns() if self._spans is not None else 0
         changes, dead = self._changes(records)
         # 2.
         before = await self._overwrite(changes, stopping)
         if before is None:
             return  # told to stop: not done, so whoever reads them next projects them
+        if self._spans is not None:
+            self._spans.written(records, began_ns)
         # 3.
         if dead + self._report(changes, before, records):
             await self._dead_letters.acknowledged()

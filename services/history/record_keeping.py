@@ -14,6 +14,7 @@ from anabranch.services.history.notices import RedisNotices
 from anabranch.services.history.recording import Recorder
 from anabranch.services.history.retention import RecordRetention
 from anabranch.services.history.settings import HistorySettings
+from anabranch.services.history.tracing import BatchSpans
 from anabranch.shared.record.database import UNANSWERED, open_database
 from anabranch.shared.record.errors import RecordUnavailable
 from anabranch.shared.record.schema import SchemaBehind, check
@@ -55,8 +56,9 @@ class RecordKeeping:
         notices = RedisNotices(redis, keys, metrics)
         self._retention = RecordRetention(settings, metrics=metrics, log=service.log)
         self._recorder = Recorder(
-            self._events, self._writer, notices, dead_letters, decoded, metrics=metrics, log=service.log
-        )
+            self._events, self._writer, notices, dead_letters, decoded, metrics=metrics, log=service.log,
+            spans=None if service.spans is None else BatchSpans(service.spans, "record"),
+        )  # fmt: skip
         service.ready_when("record", lambda: not self._waits_for or f"waits for {self._waits_for}")
 
     async def run(self, stopping: asyncio.Event) -> None:

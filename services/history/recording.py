@@ -16,6 +16,7 @@ from anabranch.services.history.decoded import DecodedEvents, ReadEvent
 from anabranch.services.history.events import EventLog, EventRecord
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projector import DeadLetters
+from anabranch.services.history.tracing import BatchSpans
 from anabranch.shared.contracts.codec import Undecodable
 from anabranch.shared.contracts.messages import RunEventMessage
 from anabranch.shared.contracts.text import writable
@@ -79,6 +80,7 @@ class Recorder:
         metrics: HistoryMetrics,
         log: FilteringBoundLogger,
         now_s: Callable[[], float] = time.time,
+        spans: BatchSpans | None = None,
     ) -> None:
         self._events = events
         self._record = record
@@ -88,6 +90,7 @@ class Recorder:
         self._metrics = metrics
         self._log = log
         self._now_s = now_s
+        self._spans = spans
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Record until told to stop."""
@@ -107,6 +110,7 @@ class Recorder:
         return arrived
 
     async def _keep(self, arrived: Sequence[Arrived], stopping: asyncio.Event) -> None:
+        began_ns = self._spans.now_ns() if self._spans is not None else 0
         # 2.
         delay_s = _FIRST_DELAY_S
         while True:
@@ -124,6 +128,8 @@ class Recorder:
         if delay_s != _FIRST_DELAY_S:
             self._log.info("the database answers again: the record goes on")
         self._metrics.recorded_until(age_s=self._now_s() - min(each.record.timestamp for each in arrived) / 1000)
+        if self._spans is not None:
+            self._spans.written([each.record for each in arrived], began_ns)
         # 4.
         await self._notices.tell(changed)
         self._events.done([each.record for each in arrived])

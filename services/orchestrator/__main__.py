@@ -11,6 +11,7 @@ from anabranch.services.orchestrator.metrics import OrchestratorMetrics
 from anabranch.services.orchestrator.owner import PartitionOwner
 from anabranch.services.orchestrator.partition_task import PartitionTask
 from anabranch.services.orchestrator.settings import OrchestratorSettings
+from anabranch.services.orchestrator.tracing import DecisionSpans
 from anabranch.shared.contracts.topics import CONTROL, DEAD_LETTERS, INBOX, RUN_EVENTS, STATE
 from anabranch.shared.runtime.clock import now_ms
 from anabranch.shared.runtime.kafka import Outbox, ensure_topics, wait_for_kafka
@@ -46,7 +47,8 @@ async def main(service: Service[OrchestratorSettings]) -> None:
 
     def new_task(partition: int, assignment: int) -> PartitionTask:
         log = KafkaPartitionLog(partition, assignment, settings=settings, reader=reader, outbox=outbox, lanes=lanes)
-        return PartitionTask(log, settings.topics.inbox, metrics, logger, settings.pace, now_ms=now_ms)
+        spans = None if service.spans is None else DecisionSpans(service.spans, partition)
+        return PartitionTask(log, settings.topics.inbox, metrics, logger, settings.pace, now_ms=now_ms, spans=spans)
 
     def rejoin() -> None:
         membership.rejoin()

@@ -36,10 +36,10 @@ from anabranch.services.orchestrator.ports import (
 )
 from anabranch.services.orchestrator.refusals import refusals_of_lost
 from anabranch.services.orchestrator.timers import Due, Timers
+from anabranch.services.orchestrator.tracing import DecisionSpans
 from anabranch.shared.contracts import messages as m
-from anabranch.shared.contracts.codec import Undecodable, decode, encode, type_said_in
+from anabranch.shared.contracts.codec import Undecodable, decode, encode, trace_id_or, type_said_in
 from anabranch.shared.contracts.dead_letters import Origin, dead_letter, letter_key
-from anabranch.shared.contracts.ids import trace_id_of_run
 from anabranch.shared.contracts.limits import MAX_CHECKPOINT_BYTES, MAX_UNACKNOWLEDGED_BYTES, MAX_UNCHECKPOINTED_BYTES
 from anabranch.shared.contracts.text import writable
 
@@ -77,11 +77,13 @@ class PartitionTask:
         pace: Pace = Pace(),
         *,
         now_ms: Callable[[], int],
+        spans: DecisionSpans | None = None,
     ) -> None:
         self._log = log
         self._topic = topic
         self._now_ms = now_ms  # this host's wall clock
         self._metrics = metrics
+        self._spans = spans
         self._logger = logger.bind(partition=log.partition, assignment=log.assignment)
         self._pace = pace
         self._stopping = False
@@ -331,12 +333,15 @@ class PartitionTask:
         self._bytes_since_checkpoint += len(record.value or b"")
 
     def _decide(self, record: InboxRecord, message: m.RunMessage) -> None:
+        began_ns = self._spans.now_ns() if self._spans is not None else 0
         try:
             decision = self._partition.decide(message, record.at_ms)
         except Exception as error:  # noqa: BLE001  # whatever is wrong with deciding this record, the next ones must go on
             decision = self._engine_error(record, message, error)
         if type(message) is m.TimerFired and (lost := _lost_workers(decision)):
             self._metrics.worker_lost(lost)
+        if self._spans is not None:
+            self._spans.decided(record, message, decision, began_ns)
         self._partition.commit(decision, record.at_ms)
         self._act(decision, message.run_id, record.at_ms)
         self._metrics.decided(message.type, decision.ignored)
@@ -389,12 +394,14 @@ class PartitionTask:
 
     def _fire(self, due: Due) -> None:
         message = m.TimerFired(run_id=due.run_id, timer_id=due.timer_id)
+        submission = self._partition.submission_of(due.run_id)
         record = encode(
             message,
             message_id=f"{due.run_id}/timer/{due.timer_id}",
             source=SOURCE,
             at_ms=due.due_ms,
-            trace_id=trace_id_of_run(due.run_id),
+            trace_id=trace_id_or(submission.trace_id if submission else "", due.run_id),
+            is_sampled=submission is None or submission.sampled is not False,
         )
         self._log.append(Append(Channel.INBOX, due.run_id, record.value, record.headers))
 

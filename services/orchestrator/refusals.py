@@ -8,8 +8,8 @@ from anabranch.services.orchestrator.core.state import Run
 from anabranch.services.orchestrator.core.status import StepStatus
 from anabranch.services.orchestrator.core.turn import SOURCE
 from anabranch.shared.contracts import messages as m
-from anabranch.shared.contracts.codec import Undecodable, decode, encode
-from anabranch.shared.contracts.ids import attempt_id, trace_id_of_run
+from anabranch.shared.contracts.codec import Undecodable, decode, encode, trace_id_or
+from anabranch.shared.contracts.ids import attempt_id
 
 
 def refusal_of(command: Append, reason: str, *, too_large: bool = False) -> Append:
@@ -20,7 +20,7 @@ def refusal_of(command: Append, reason: str, *, too_large: bool = False) -> Appe
         run_id=sent.run_id, step=sent.step, attempt=sent.attempt, sending=sent.sending or 0, reason=reason,
         too_large=too_large,
     )  # fmt: skip
-    return _record(message, sent.at_ms)
+    return _record(message, sent.at_ms, trace_id_or(sent.trace_id, sent.run_id), sent.sampled)
 
 
 def refusals_of_lost(partition: Partition, step_type: str, reason: str) -> Iterator[Append]:
@@ -36,15 +36,16 @@ def _of_run(run: Run, step_type: str, reason: str) -> Iterator[Append]:
             message = m.CommandRefused(
                 run_id=run.id, step=node.id, attempt=step.attempt, sending=step.refusals, reason=reason
             )
-            yield _record(message, run.at)
+            yield _record(message, run.at, run.trace_id, run.submission.sampled)
 
 
-def _record(message: m.CommandRefused, at_ms: int) -> Append:
+def _record(message: m.CommandRefused, at_ms: int, trace_id: str, sampled: bool | None) -> Append:
     record = encode(
         message,
         message_id=f"{attempt_id(message.run_id, message.step, message.attempt)}/refused/{message.sending}",
         source=SOURCE,
         at_ms=at_ms,
-        trace_id=trace_id_of_run(message.run_id),
+        trace_id=trace_id,
+        is_sampled=sampled is not False,
     )
     return Append(Channel.INBOX, message.run_id, record.value, record.headers)

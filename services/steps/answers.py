@@ -104,6 +104,7 @@ def encode_attempt(message: AttemptMessage, command: RunStep, attempt: str, sour
         source=source,
         at_ms=command.at_ms,
         trace_id=trace_id_or(command.trace_id, command.run_id),
+        is_sampled=command.sampled is not False,
     )
 
 
@@ -127,6 +128,7 @@ def encode_renewals(
             source=source,
             at_ms=max(command.at_ms for command, _ in chunk),
             trace_id=trace_id_or(first.trace_id, first.run_id),
+            is_sampled=first.sampled is not False,
         )
 
 

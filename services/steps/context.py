@@ -7,6 +7,7 @@ import orjson
 from pydantic_core import to_json
 from structlog.typing import FilteringBoundLogger
 
+from anabranch.shared.contracts.codec import trace_id_or
 from anabranch.shared.contracts.hiding import NOTHING_HIDDEN
 from anabranch.shared.contracts.ids import idempotency_key
 from anabranch.shared.contracts.limits import MAX_NESTING, MAX_PROGRESS_BYTES
@@ -17,11 +18,13 @@ class StepContext:
     """One attempt, as its handler sees it.
 
     `run_id`, `step`, `attempt`, `tenant` name it; `deadline` is when it times out, on the event loop's clock;
-    `resource` is what the step type's lifespan opened.
+    `resource` is what the step type's lifespan opened; `trace_id` is the trace that its run is in, and `is_sampled`
+    whether spans of that are written; `caused_at_ms` is the broker time of the record that caused it.
     """
 
     __slots__ = (
-        "_clock", "_log", "_progress", "attempt", "deadline", "hiding", "resource", "run_id", "step", "tenant",
+        "_clock", "_log", "_progress", "attempt", "caused_at_ms", "deadline", "hiding", "is_sampled", "resource",
+        "run_id", "step", "tenant", "trace_id",
     )  # fmt: skip
 
     def __init__(
@@ -35,6 +38,9 @@ class StepContext:
         clock: Callable[[], float],
         log: FilteringBoundLogger,
         resource: Any = None,
+        trace_id: str = "",
+        is_sampled: bool = True,
+        caused_at_ms: int = 0,
     ) -> None:
         self.run_id = run_id
         self.step = step
@@ -42,6 +48,9 @@ class StepContext:
         self.tenant = tenant
         self.deadline = deadline
         self.resource = resource
+        self.trace_id = trace_id
+        self.is_sampled = is_sampled
+        self.caused_at_ms = caused_at_ms
         self.hiding = NOTHING_HIDDEN  # the secrets in its input
         self._progress: Any = None
         self._clock = clock
@@ -59,8 +68,10 @@ class StepContext:
 
     @property
     def log(self) -> FilteringBoundLogger:
-        """A logger whose lines name the run, the step and the attempt."""
-        bound: FilteringBoundLogger = self._log.bind(run_id=self.run_id, step=self.step, attempt=self.attempt)
+        """A logger whose lines name the run, the step, the attempt and the trace."""
+        bound: FilteringBoundLogger = self._log.bind(
+            run_id=self.run_id, step=self.step, attempt=self.attempt, trace_id=trace_id_or(self.trace_id, self.run_id)
+        )
         return bound
 
     def remaining_s(self) -> float:

@@ -19,6 +19,7 @@ from anabranch.shared.contracts.errors import RetryableError, TerminalError
 from anabranch.shared.contracts.limits import MAX_WAIT_S
 from anabranch.shared.contracts.text import writable
 from anabranch.shared.contracts.urls import redacted, shown_url
+from anabranch.shared.runtime.tracing import outgoing_headers
 
 _USER_AGENT: Final = "anabranch"
 _MAX_CONNECTIONS_PER_HOST: Final = 32
@@ -104,6 +105,8 @@ async def _response(
     session: aiohttp.ClientSession, method: str, url: str, sent: dict[str, Any]
 ) -> aiohttp.ClientResponse:
     _check(method, url, sent.get("headers", {}))
+    if (going_on := outgoing_headers()) and not any(name.lower() in going_on for name in sent.get("headers", {})):
+        sent["headers"] = {**sent.get("headers", {}), **going_on}
     try:
         return await session.request(method, url, middlewares=(_Hops(),), max_redirects=_MAX_REDIRECTS, **sent)
     except aiohttp.TooManyRedirects as error:

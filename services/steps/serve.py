@@ -85,7 +85,7 @@ async def run_step_service(step_type: StepType[Any, Any], service: Service[StepS
             settings=numbers,
             facts=WorkerMetrics(step_type.name, service.registry),
             turns=turns,
-            invoke=await stack.enter_async_context(invoker(step_type, numbers.concurrency, turns)),
+            invoke=await stack.enter_async_context(invoker(step_type, numbers.concurrency, turns, spans=service.spans)),
             resource=await stack.enter_async_context(_resource_of(step_type, service)),
             secrets=ServiceSecrets(step_type.name, settings),
         )

@@ -483,6 +483,9 @@ class Worker(Generic[In, Out]):
             clock=self._loop.time,
             log=self._log,
             resource=self._resource,
+            trace_id=command.trace_id,
+            is_sampled=command.sampled is not False,
+            caused_at_ms=command.at_ms,
         )
         if command.timeout_s <= 2 * self._settings.grace_s:  # a longer limit is set with the lease
             self._limit(attempt)
@@ -617,6 +620,7 @@ class Worker(Generic[In, Out]):
             source=self._source,
             at_ms=command.at_ms,
             trace_id=trace_id_or(command.trace_id, command.run_id),
+            is_sampled=command.sampled is not False,
         )
         self._send(command.run_id, Encoded(value, headers), partial(self._settle, attempt, kind, is_remembered=True))
 

@@ -40,15 +40,24 @@ class Undecodable:
     reason: str
 
 
-def encode(message: Message, *, message_id: str, source: str, at_ms: int, trace_id: str) -> Encoded:
-    """Return the message as a record. `at_ms` is the broker time of the record that caused it."""
+def encode(
+    message: Message, *, message_id: str, source: str, at_ms: int, trace_id: str, is_sampled: bool = True
+) -> Encoded:
+    """Return the message as a record. `at_ms` is the broker time of the record that caused it.
+
+    `is_sampled`: spans of its trace are written, by whoever writes any.
+    """
     return Encoded(
         message.__pydantic_serializer__.to_json(message, exclude_none=True),
-        headers_of(message.type, message_id=message_id, source=source, at_ms=at_ms, trace_id=trace_id),
+        headers_of(
+            message.type, message_id=message_id, source=source, at_ms=at_ms, trace_id=trace_id, is_sampled=is_sampled
+        ),
     )
 
 
-def headers_of(message_type: str, *, message_id: str, source: str, at_ms: int, trace_id: str) -> Headers:
+def headers_of(
+    message_type: str, *, message_id: str, source: str, at_ms: int, trace_id: str, is_sampled: bool = True
+) -> Headers:
     """Return the CloudEvents headers and the `traceparent` of a message."""
     return (
         ("ce_id", message_id.encode()),
@@ -56,7 +65,7 @@ def headers_of(message_type: str, *, message_id: str, source: str, at_ms: int, t
         _named("ce_source", source),
         _timed(at_ms),
         _SPEC_VERSION,
-        ("traceparent", traceparent(trace_id, message_id).encode()),
+        ("traceparent", traceparent(trace_id, message_id, is_sampled=is_sampled).encode()),
     )
 
 

@@ -38,6 +38,11 @@ def attempt_id(run_id: str, step: str, attempt: int) -> str:
     return f"{run_id}/{step}/{attempt}"
 
 
+def cancel_id(run_id: str) -> str:
+    """Return the id of the wish to cancel a run."""
+    return f"{run_id}/cancel"
+
+
 def event_id(run_id: str, seq: int) -> str:
     """Return the id of a run's event number `seq`, which counts from 1 without gap."""
     return f"{run_id}/{seq}"
@@ -53,11 +58,16 @@ def idempotency_key(run_id: str, step: str) -> str:
     return f"{run_id}/{step}"
 
 
-def traceparent(trace_id: str, message_id: str) -> str:
-    """Return the W3C `traceparent` of a message: the run's trace, and a span id derived from the message's id."""
+def span_id(name: str) -> str:
+    """Return the id (16 hex digits) of the span that stands for what is named: a run, an attempt, a message."""
     span = _SPAN.copy()
-    span.update(message_id.encode())
-    return f"00-{trace_id}-{span.hexdigest()}-01"
+    span.update(name.encode())
+    return span.hexdigest()
+
+
+def traceparent(trace_id: str, message_id: str, *, is_sampled: bool = True) -> str:
+    """Return the W3C `traceparent` of a message: the run's trace, and a span id derived from the message's id."""
+    return f"00-{trace_id}-{span_id(message_id)}-{'01' if is_sampled else '00'}"
 
 
 def trace_id_of_run(run_id: str) -> str:

@@ -22,6 +22,8 @@ from anabranch.shared.contracts.secrets import SecretText
 RunId = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]{0,63}$")]
 """A run's id where a run begins: it is part of keys and of other ids, so it must not hold what parts them."""
 
+SpanId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
 LeaseSeconds = Annotated[float, Field(ge=0, le=MAX_WAIT_S)]
 
 Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]
@@ -67,6 +69,8 @@ class SubmitRun(Message):
     body_hash: str = ""  # of what the client sent, so that a key with another body is recognised
     keep_s: int = 0  # how long a repeat must be recognised after the run's end; 0: no key was given
     trace_id: str = ""
+    parent_span: SpanId | None = None  # in that trace: of the request, or of who sent it
+    sampled: bool | None = None  # False: nobody writes spans of the run (W3C Trace Context §3.2.2.5)
     settings: RunSettings = RunSettings()
 
 
@@ -240,6 +244,7 @@ class RunStep(Message):
     timeout_s: float
     at_ms: Milliseconds
     trace_id: str = ""
+    sampled: bool | None = None  # as its submission says
     sending: int | None = None  # from 1: the command was refused so often before, and is sent again
 
 

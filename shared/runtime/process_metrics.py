@@ -8,11 +8,12 @@ from prometheus_client import CollectorRegistry
 
 from anabranch import __version__
 from anabranch.shared.runtime.metrics import OneOf, ServiceMetrics
+from anabranch.shared.runtime.tracing import Sent
 
 _LOOK_EVERY_S: Final = 1.0
 
 
-class ProcessMetrics(ServiceMetrics):
+class ProcessMetrics(ServiceMetrics, Sent):
     """Made once for each process, by whoever runs the service."""
 
     def __init__(self, service: str, registry: CollectorRegistry) -> None:
@@ -27,6 +28,16 @@ class ProcessMetrics(ServiceMetrics):
         self._loop_lag = self.histogram(
             "event_loop_lag_seconds", "How late the event loop ran a timer that was due; looked at once a second."
         )
+        self._spans = self.counter(
+            "spans", "Spans of traces, by what became of them; none while tracing is off.",
+            {"outcome": OneOf("sent", "dropped")},
+        )  # fmt: skip
+
+    def spans_sent(self, count: int) -> None:
+        self._spans.labels("sent").inc(count)
+
+    def spans_dropped(self, count: int) -> None:
+        self._spans.labels("dropped").inc(count)
 
     async def keep_looking(self) -> None:
         """Look how late the loop is, for ever. A sleep is the look: what it took too long was the others' turn."""

@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 import uvloop
 from aiohttp import web
@@ -37,6 +37,10 @@ from anabranch.shared.runtime.process_metrics import ProcessMetrics
 from anabranch.shared.runtime.settings import Settings, unknown_names
 from anabranch.shared.runtime.stacks import write_stacks
 from anabranch.shared.runtime.tracebacks import leaves_of
+from anabranch.shared.runtime.tracing import start_tracing
+
+if TYPE_CHECKING:
+    from anabranch.shared.runtime.opentelemetry_spans import Spans
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 T = TypeVar("T")
@@ -71,6 +75,8 @@ class Service(Generic[SettingsT]):
         self.log: FilteringBoundLogger = get_logger()
         self.registry: CollectorRegistry = new_registry()
         self._process = ProcessMetrics(name, self.registry)
+        self.spans: Spans | None = None
+        """What spans are written with; None where tracing is off."""
         self.stopping = asyncio.Event()
         self.deadline: Deadline | None = None
         self.port: int | None = None
@@ -211,6 +217,7 @@ async def _live(
     _listen_to_signals(service)
     _report_unknown_names(service)
     try:
+        service.spans = start_tracing(name, settings.instance, os.environ, service.log, service._process)
         await service._listen(app(service) if app else web.Application())
         await _run_main(service, main)
     except Exception as error:  # noqa: BLE001  the last place where an error can be said
@@ -222,6 +229,8 @@ async def _live(
     with suppress(TimeoutError):
         async with asyncio.timeout(2 * _LISTENER_TIMEOUT_S):
             await service.stop_listening()
+    if service.spans is not None:
+        await service.spans.close()
     return code
 
 

@@ -127,7 +127,7 @@ def _started(run: Run) -> Unsaid:
 
 
 def _unknown_run(message: m.RunMessage, at: int) -> Decision:
-    return Decision(None, _tell_if_held(message, at), ignored=Ignore.UNKNOWN_RUN)
+    return Decision(None, _tell_if_held(None, message, at), ignored=Ignore.UNKNOWN_RUN)
 
 
 def _continue(run: Run, message: m.ContinueRun, at: int) -> Decision:
@@ -203,7 +203,7 @@ def _attempt(run: Run, message: AttemptMessage, at: int) -> Decision:
         return Decision(run, ignored=Ignore.UNKNOWN_STEP)
     step = run.steps[index]
     if message.attempt != step.attempt:
-        return Decision(run, _tell_if_held(message, at), ignored=Ignore.STALE_ATTEMPT)
+        return Decision(run, _tell_if_held(run, message, at), ignored=Ignore.STALE_ATTEMPT)
     return _apply(run, index, _FACTS[type(message)], message, at)
 
 
@@ -211,7 +211,7 @@ def _apply(run: Run, index: int, fact: Fact, message: AttemptMessage | None, at:
     step = run.steps[index]
     row = TABLE[step.status][fact]
     if isinstance(row, Ignore):
-        return Decision(run, _tell_if_held(message, at) if row is Ignore.FINISHED else (), ignored=row)
+        return Decision(run, _tell_if_held(run, message, at) if row is Ignore.FINISHED else (), ignored=row)
     if isinstance(message, m.CommandRefused) and message.sending != step.refusals:
         return Decision(run, ignored=Ignore.ALREADY_HELD_BACK)
     turn = Turn(run, at)
@@ -313,7 +313,7 @@ _DECIDED_BY: Final[dict[type[m.Message], Callable[[Run, Any, int], Decision]]] =
 }
 
 
-def _tell_if_held(message: m.RunMessage | None, at: int) -> tuple[Append, ...]:
+def _tell_if_held(run: Run | None, message: m.RunMessage | None, at: int) -> tuple[Append, ...]:
     """Whoever still renews an attempt that nobody waits for is told to stop it; who gives one back holds nothing."""
     if not isinstance(message, m.LeaseRenewed) or message.lease_s <= 0:
         return ()
@@ -322,6 +322,7 @@ def _tell_if_held(message: m.RunMessage | None, at: int) -> tuple[Append, ...]:
         message_id=f"{attempt_id(message.run_id, message.step, message.attempt)}/cancel",
         source=SOURCE,
         at_ms=at,
-        trace_id=trace_id_of_run(message.run_id),
+        trace_id=trace_id_of_run(message.run_id) if run is None else run.trace_id,
+        is_sampled=run is None or run.is_sampled,
     )
     return (Append(Channel.CONTROL, message.run_id, record.value, record.headers),)

@@ -49,6 +49,11 @@ class Partition:
             return Decision(None, ignored=Ignore.FINISHED_RUN)
         return decide(run, message, at)
 
+    def submission_of(self, run_id: str) -> m.SubmitRun | None:
+        """Return how an active run was submitted."""
+        known = self.runs.get(run_id) or self.stored.get(run_id) or self.broken.get(run_id)
+        return None if known is None else known.submission
+
     def definitions_of(self, message: m.InboxMessage) -> Sequence[str]:
         """Return the definitions that have to be compiled before the message is decided.
 

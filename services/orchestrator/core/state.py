@@ -158,11 +158,13 @@ class Run:
     open: int = 0  # steps that are not terminal
     id: str = field(init=False)
     trace_id: str = field(init=False)
+    is_sampled: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Keep the ids at hand: every effect names them."""
         self.id = self.submission.run_id
         self.trace_id = trace_id_or(self.submission.trace_id, self.id)
+        self.is_sampled = self.submission.sampled is not False
 
     @classmethod
     def begin(cls, submission: SubmitRun, pipeline: Pipeline, at: int) -> "Run":

@@ -66,8 +66,8 @@ class Turn:
 
     __slots__ = (
         "_event", "_queued", "_ready", "_taken", "_unhappy", "_unmet", "at", "budget", "changed",
-        "continued", "effects", "ended", "error", "held", "in_flight", "in_flight_bytes", "open", "run", "seq", "stop",
-        "swept", "trace_id",
+        "continued", "effects", "ended", "error", "held", "in_flight", "in_flight_bytes", "is_sampled", "open", "run",
+        "seq", "stop", "swept", "trace_id",
     )  # fmt: skip
 
     def __init__(self, run: Run, at: int) -> None:
@@ -85,6 +85,7 @@ class Turn:
         self.ended = False
         self.budget = Budget(STEPS_PER_TURN, COST_PER_TURN, MAX_TURN_BYTES)
         self.trace_id = run.trace_id
+        self.is_sampled = run.is_sampled
         self.changed: dict[int, Step] = {}
         self.effects: list[Effect] = []
         self._unmet: dict[int, int] = {}
@@ -190,7 +191,10 @@ class Turn:
 
     def encode(self, message: m.Message, message_id: str) -> Encoded:
         """Return the message as a record caused by the one at hand."""
-        return encode(message, message_id=message_id, source=SOURCE, at_ms=self.at, trace_id=self.trace_id)
+        return encode(
+            message, message_id=message_id, source=SOURCE, at_ms=self.at, trace_id=self.trace_id,
+            is_sampled=self.is_sampled,
+        )  # fmt: skip
 
     def append(self, channel: Channel, key: str, record: Encoded, step_type: str = "") -> None:
         """Have a record appended."""

@@ -31,7 +31,9 @@ from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.services.gateway.staleness import Staleness
 from anabranch.services.gateway.step_types import StepTypes
 from anabranch.services.gateway.tokens import Tokens
+from anabranch.services.gateway.tracing import RequestSpans
 from anabranch.services.gateway.waiting import Watches
+from anabranch.shared.contracts.codec import Headers
 from anabranch.shared.contracts.messages import INBOX, StepTypeAnnounced, SubmitRun
 from anabranch.shared.record.reading import RecordReader
 from anabranch.shared.runtime.listener import Listener
@@ -62,6 +64,7 @@ class FakeLog:
         self.unacknowledged = 0
         self.unacknowledged_bytes = 0
         self.records: list[tuple[int, bytes | None, bytes]] = []
+        self.headers: list[Headers] = []
         self.error: Exception | None = None
         self.hangs = False
         self.holds: asyncio.Event | None = None  # what acknowledges, when it is set
@@ -73,6 +76,7 @@ class FakeLog:
         if self.error is not None:
             raise self.error
         self.records.append((partition, key, value))
+        self.headers.append(headers)
         self.unacknowledged_bytes += self.weighs
         place = TopicPartition(topic, partition)
         where = RecordMetadata(topic, partition, place, len(self.records), BROKER_MS, 1, 0)
@@ -223,6 +227,7 @@ async def a_gateway(
     monotonic_s: Callable[[], float] = time.monotonic,
     certificate: Callable[[GatewayMetrics], ServerCertificate] | None = None,
     record: AsyncEngine | None = None,
+    spans: RequestSpans | None = None,
     **overrides: Any,
 ) -> AsyncIterator[Bench]:
     unlimited = {"rate_limit": 0, "read_rate_limit": 0, "auth_failure_limit": 0, "request_log": 0}
@@ -252,7 +257,7 @@ async def a_gateway(
         staleness=staleness, watches=watches, followers=followers,
         rate_limits=RateLimits(FakeCounts(redis), keys, settings, metrics),
         api_keys=api_keys, tokens=Tokens(issuer_keys, settings),
-        certificate=certificate(metrics) if certificate else None,
+        certificate=certificate(metrics) if certificate else None, spans=spans,
     )  # fmt: skip
     add_ops_routes(app, Readiness(), registry)
     async with TestClient(_Server(app)) as client:

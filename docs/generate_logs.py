@@ -3,13 +3,16 @@
 import ast
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "logs.md"
 _LEVELS: Final = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
+_OF_AN_ATTEMPT: Final = ("attempt", "run_id", "step", "trace_id")
+_OF_AN_EVENT: Final = ("run_id", "trace_id")
+_NAMED: Final = frozenset({"named", "_named", "_named_in"})
 _LOGGERS: Final = frozenset({"log", "_log", "logger", "_logger"})
 
 _INTRODUCTION: Final = """\
@@ -22,9 +25,11 @@ One line for each fact, as JSON, or for people with `ANABRANCH_LOG_FORMAT=consol
 `ANABRANCH_LOG_LEVEL` says from which level on lines are written;
 `SIGUSR1` switches to all lines and back ([profiling](profiling.md)).
 
-A request's line has its `request_id`, `run_id` and `trace_id`, that of an attempt its `attempt_id`
-(`<run>/<step>/<attempt>`). Lines of libraries have `logger`; of theirs only warnings and worse are written, and of what
-Kafka's client complains of during an outage the first line, and one when it is over.
+A request's line has its `request_id`, `run_id` and `trace_id`; that of a run `run_id` and `trace_id`; that of an
+attempt, also each that its handler writes by `context.log`, `run_id`, `step`, `attempt` and `trace_id`
+([tracing](tracing.md)).
+Lines of libraries have `logger`; of theirs only warnings and worse are written, and of what Kafka's client complains of
+during an outage the first line, and one when it is over.
 """
 
 
@@ -53,9 +58,21 @@ def _of_call(call: ast.Call, path: Path) -> Said | None:
     event = call.args[0]
     if not _is_logger(function.value) or not isinstance(event, ast.Constant):
         return None
-    values = tuple(keyword.arg for keyword in call.keywords if keyword.arg not in (None, "exc_info"))
+    names = [name for keyword in call.keywords for name in _names_of(keyword, path)]
+    values = tuple(name for name in names if name != "exc_info")
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     return Said(str(event.value), _LEVELS[function.attr], tuple(map(str, values)), module)
+
+
+def _names_of(keyword: ast.keyword, path: Path) -> Sequence[str]:
+    """Return what a keyword says: also `**attempt.named`, `**self._named(…)` and `**named(…)`."""
+    if keyword.arg is not None:
+        return (keyword.arg,)
+    value = keyword.value.func if isinstance(keyword.value, ast.Call) else keyword.value
+    match value:
+        case ast.Attribute(attr=name) | ast.Name(id=name) if name in _NAMED:
+            return _OF_AN_EVENT if path.parent.name == "history" else _OF_AN_ATTEMPT
+    return ()
 
 
 def _is_logger(node: ast.expr) -> bool:

@@ -9,7 +9,7 @@ from anabranch.services.gateway import keys
 from anabranch.services.gateway.body import ClientLeft
 from anabranch.services.gateway.headers import add_security_headers
 from anabranch.services.gateway.problems import Kind, ProblemError, of_http_error
-from anabranch.services.gateway.request_log import REQUEST_ID
+from anabranch.services.gateway.request_log import REQUEST_ID, trace_id_said_of
 from anabranch.services.gateway.route_classes import RouteClass, class_of
 from anabranch.shared.contracts.ids import new_run_id
 from anabranch.shared.runtime.listener import EXPECTS, VERSION
@@ -38,9 +38,13 @@ def problems() -> Middleware:
             return of_http_error(error).response(occurrence())
         except ClientLeft:
             return _to_nobody(request)
-        except Exception:  # noqa: BLE001  the client learns nothing of our internals, the log all of them
+        except Exception:
             instance = occurrence()
-            request.app[keys.LOG].error("a request failed", path=request.path, instance=instance, exc_info=True)
+            log = request.app[keys.LOG]
+            log.error(
+                "a request failed", path=request.path, instance=instance, request_id=request.get(keys.REQUEST_ID, ""),
+                run_id=request.get(keys.RUN_ID, ""), trace_id=trace_id_said_of(request), exc_info=True,
+            )  # fmt: skip
             words = "Something went wrong on our side; the log has more under this instance."
             return ProblemError(Kind.INTERNAL, words).response(instance)
 

@@ -9,6 +9,9 @@ from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.settings import HistorySettings
+from anabranch.shared.contracts.codec import header
+from anabranch.shared.contracts.text import writable
+from anabranch.shared.contracts.traces import trace_context_in
 from anabranch.shared.runtime.errors import CommitRefused
 from anabranch.shared.runtime.group_reader import GroupReader
 from anabranch.shared.runtime.owned import Fail
@@ -29,6 +32,13 @@ class EventRecord(NamedTuple):
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
     assignment: int
+
+
+def named(record: EventRecord) -> dict[str, str]:
+    """Return what a line of the log names that is about a record: the run, and its trace."""
+    said = trace_context_in(header(record.headers, "traceparent"))
+    trace_id = "" if said is None else said.trace_id
+    return {"run_id": writable((record.key or b"").decode(errors="replace")), "trace_id": trace_id}
 
 
 class EventLog(Protocol):

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.history.decoded import DecodedEvents
-from anabranch.services.history.events import EventLog, EventRecord
+from anabranch.services.history.events import EventLog, EventRecord, named
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projection import RunChange, add
 from anabranch.services.history.store import NOT_JOINED, ChangeRejected, SnapshotStore, StoreUnavailable
@@ -138,16 +138,16 @@ class Projector:
                 continue
             projected += max(0, change.last_seq - max(seq, change.first_seq - 1) - change.missing)
             repeated += change.repeated + max(0, min(seq, change.last_seq) - change.first_seq + 1)
-            self._note_gap(change, seq)
+            self._note_gap(change, seq, records)
         self._metrics.flushed(projected=projected, repeated=repeated, age_s=self._age_s(records))
         return self._bury_rejected(records, rejected) if rejected else 0
 
-    def _note_gap(self, change: RunChange, seq: int) -> None:
+    def _note_gap(self, change: RunChange, seq: int, records: Sequence[EventRecord]) -> None:
         if change.last_seq > seq and (missing := change.missing_after(seq)):
             self._metrics.events_missing(missing)
             self._log.warning(
                 "run events are missing: the snapshot goes on without them",
-                run_id=change.run_id,
+                **_named_in(records, change.run_id),
                 missing=missing,
                 seq=change.last_seq,
                 seq_before=seq,
@@ -175,6 +175,12 @@ class Projector:
             offset=record.offset,
             error_type=error_type,
             error=writable(message),
+            **named(record),
         )
         self._dead_letters.append(record, error_type=error_type, message=message)
         return 1
+
+
+def _named_in(records: Sequence[EventRecord], run_id: str) -> dict[str, str]:
+    key = run_id.encode()
+    return next((named(record) for record in records if record.key == key), {"run_id": run_id})

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.history.decoded import DecodedEvents, ReadEvent
-from anabranch.services.history.events import EventLog, EventRecord
+from anabranch.services.history.events import EventLog, EventRecord, named
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projector import DeadLetters
 from anabranch.services.history.tracing import BatchSpans
@@ -187,6 +187,7 @@ class Recorder:
             offset=record.offset,
             error_type=type(error).__name__,
             error=writable(str(error)),
+            **named(record),
         )
         self._dead_letters.append(record, error_type=type(error).__name__, message=str(error))
 

@@ -249,7 +249,9 @@ class PartitionTask:
     def _wake_broken(self) -> None:
         """Have the runs that are not understood end: by a record, as everything that happens to a run."""
         for run_id, broken in self._partition.broken.items():
-            self._logger.error("run not understood: it fails", run_id=run_id, reason=writable(broken.reason))
+            trace_id = trace_id_or(broken.submission.trace_id, run_id)
+            reason = writable(broken.reason)
+            self._logger.error("run not understood: it fails", run_id=run_id, trace_id=trace_id, reason=reason)
             self._metrics.broken()
             self._fire(Due(run_id, _WAKE, self._partition.at))
 
@@ -345,20 +347,34 @@ class PartitionTask:
         self._partition.commit(decision, record.at_ms)
         self._act(decision, message.run_id, record.at_ms)
         self._metrics.decided(message.type, decision.ignored)
-        self._logger.debug("decided", run_id=message.run_id, type=message.type, ignored=decision.ignored)
+        self._logger.debug(
+            "decided", run_id=message.run_id, step=getattr(message, "step", None), type=message.type,
+            attempt=getattr(message, "attempt", None), ignored=decision.ignored,
+            trace_id=None if decision.run is None else decision.run.trace_id,
+        )  # fmt: skip
 
     def _engine_error(self, record: InboxRecord, message: m.RunMessage, error: Exception) -> Decision:
         words = writable("".join(traceback.format_exception(error)))
-        self._logger.error("deciding raised", run_id=message.run_id, type=message.type, traceback=words)
+        self._logger.error("deciding raised", type=message.type, traceback=words, **self._named(message))
         self._dead_letter(record, type(error).__name__, "".join(traceback.format_exception_only(error)), words)
         try:
             return self._partition.abandon(message, error, record.at_ms)
         except Exception:  # not even failing the run works: nothing touches it any more
-            self._logger.exception("run quarantined", run_id=message.run_id)
+            self._logger.exception("run quarantined", **self._named(message))
             self._partition.quarantine(message.run_id)
             self._timers.drop_run(message.run_id)
             self._metrics.quarantined()
             return Decision(None)
+
+    def _named(self, message: m.RunMessage) -> dict[str, object]:
+        """Return what a line names that is about a message: its run and trace, and of an attempt's its step."""
+        known = self._partition.submission_of(message.run_id)
+        submission = message if known is None and isinstance(message, m.SubmitRun) else known
+        trace_id = trace_id_or(submission.trace_id if submission else "", message.run_id)
+        named: dict[str, object] = {"run_id": message.run_id, "trace_id": trace_id}
+        if (step := getattr(message, "step", None)) is not None:
+            named |= {"step": step, "attempt": getattr(message, "attempt", None)}
+        return named
 
     # --- 3. append ------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 import asyncio
 from enum import Enum, auto
+from typing import Any
 
 from anabranch.services.steps.context import StepContext
 from anabranch.services.steps.offsets import PartitionInHand
 from anabranch.services.steps.ports import CommandRecord
+from anabranch.shared.contracts.codec import trace_id_or
 from anabranch.shared.contracts.messages import RunStep
 
 
@@ -46,6 +48,15 @@ class Attempt:
         self.timer: asyncio.TimerHandle | None = None
         self._offsets = [(partition, record.offset)]
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The run, the step, the attempt and the trace, as every line of the log names them that is about it."""
+        command = self.command
+        return {
+            "run_id": command.run_id, "step": command.step, "attempt": command.attempt,
+            "trace_id": trace_id_or(command.trace_id, command.run_id),
+        }  # fmt: skip
 
     def runs_in(self, task: "asyncio.Task[None] | None") -> None:
         """Note the task that runs it, which has just begun to."""

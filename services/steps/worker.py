@@ -405,7 +405,7 @@ class Worker(Generic[In, Out]):
     def _unasked(self, attempt: Attempt, error: BaseException) -> Failure:
         """Return the failure of an attempt that is cancelled, for the case that nobody had asked to end it."""
         if attempt.ending is None:
-            self._log.warning("an attempt was cancelled that nobody asked to end", attempt_id=attempt.id)
+            self._log.warning("an attempt was cancelled that nobody asked to end", **attempt.named)
         task, failure = asyncio.current_task(), failure_of(error)
         was_cancelled = task is not None and task.cancelling() > 0  # else the handler raised it
         if was_cancelled and not failure.message:
@@ -530,7 +530,11 @@ class Worker(Generic[In, Out]):
         self._lately.add(attempt.id, attempt.command.at_ms, self._loop.time())
         self._let_go(attempt)
         self._release(attempt)
-        self._log.debug("attempt answered", attempt_id=attempt.id, answer=kind)
+        command = attempt.command  # named one by one: below the level, a line costs next to nothing
+        self._log.debug(
+            "attempt answered", run_id=command.run_id, step=command.step, attempt=command.attempt,
+            trace_id=trace_id_or(command.trace_id, command.run_id), answer=kind,
+        )  # fmt: skip
 
     def _let_go(self, attempt: Attempt) -> None:
         """Have it in hand no longer."""
@@ -567,7 +571,12 @@ class Worker(Generic[In, Out]):
         self._is_released.set()
 
     def _append_dead_letter(
-        self, record: CommandRecord, error_type: str, reason: str, then: Callable[[], object]
+        self,
+        record: CommandRecord,
+        error_type: str,
+        reason: str,
+        then: Callable[[], object],
+        attempt: Attempt | None = None,
     ) -> None:
         topic = self._topics.steps(self._type.name)
         letter = answers.encode_dead_letter(
@@ -577,9 +586,11 @@ class Worker(Generic[In, Out]):
         place = partition_of(key or b"", self._topics.runs)
         self._sending.append(self._topics.dead_letters, place, key, letter, then)
         self._facts.dead_lettered()
+        named = {} if attempt is None else attempt.named  # of what cannot be read nobody knows whose it is
         self._log.warning(
-            "command dead-lettered", topic=topic, partition=record.partition, offset=record.offset, reason=reason
-        )
+            "command dead-lettered", topic=topic, partition=record.partition, offset=record.offset, reason=reason,
+            **named,
+        )  # fmt: skip
 
     # --- remembering -------------------------------------------------------------------------------------------------
 
@@ -636,7 +647,7 @@ class Worker(Generic[In, Out]):
         is_alone = False
         if known.takes:
             is_alone = await self._trials.begin(attempt)
-            self._log.warning("attempt was in hand when its worker ended: it is tried alone", attempt_id=attempt.id)
+            self._log.warning("attempt was in hand when its worker ended: it is tried alone", **attempt.named)
         else:
             await asyncio.sleep(0)  # what was recalled in the same round trip may turn out to be suspect
             await self._trials.until_over()
@@ -646,7 +657,7 @@ class Worker(Generic[In, Out]):
 
     def _lost(self, attempt: Attempt, known: Remembered, last_words: str) -> answers.Answer:
         answer = answers.worker_lost(attempt.command, known, last_words)
-        self._append_dead_letter(attempt.record, answer.error.type, answer.error.message, lambda: None)
+        self._append_dead_letter(attempt.record, answer.error.type, answer.error.message, lambda: None, attempt)
         return answer
 
     # --- leases ------------------------------------------------------------------------------------------------------
@@ -720,7 +731,7 @@ class Worker(Generic[In, Out]):
     def _lapse(self, attempt: Attempt) -> None:
         """End the handler of a lease that could not be renewed in time: the step may be another worker's by now."""
         self._facts.lapsed()
-        self._log.warning("lease could not be renewed: handler is cancelled", attempt_id=attempt.id)
+        self._log.warning("lease could not be renewed: handler is cancelled", **attempt.named)
         attempt.end(Ending.LAPSED)
 
     # --- assignment, offsets -----------------------------------------------------------------------------------------

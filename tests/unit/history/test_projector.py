@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from anabranch.services.history import decoded
 from anabranch.services.history.decoded import DecodedEvents
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.projector import Projector
+from anabranch.services.history.tracing import BatchSpans
+from anabranch.shared.contracts.ids import span_id, traceparent
+from anabranch.shared.contracts.traces import TraceContext
 
 from .fakes import (
     FakeDeadLetters,
@@ -24,16 +28,37 @@ from .fakes import (
     steps_queued,
 )
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def traced(of_run: list[Any], is_sampled: bool = True) -> list[Any]:
+    """Return records that say of which trace they are."""
+    said = (("traceparent", traceparent(TRACE, "x", is_sampled=is_sampled).encode()),)
+    return [replace(record, headers=said) for record in of_run]
+
+
+class Written:
+    """Keeps the spans that are written."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, TraceContext, dict[str, Any]]] = []
+
+    def now_ns(self) -> int:
+        return 5_000_000_000
+
+    def write(self, name: str, parent: TraceContext, **values: Any) -> None:
+        self.spans.append((name, parent, values))
+
 
 class Bench:
-    def __init__(self, *batches: list[Any], **snapshots: Any) -> None:
+    def __init__(self, *batches: list[Any], spans: BatchSpans | None = None, **snapshots: Any) -> None:
         self.registry = CollectorRegistry()
         self.log = FakeEventLog(*batches)
         self.snapshots = FakeSnapshots(**snapshots)
         self.dead_letters = FakeDeadLetters()
         self.projector = Projector(
             self.log, self.snapshots, self.dead_letters, DecodedEvents(are_shared=False),
-            metrics=HistoryMetrics(self.registry), log=get_logger(), now_s=lambda: 1.5,
+            metrics=HistoryMetrics(self.registry), log=get_logger(), now_s=lambda: 1.5, spans=spans,
         )  # fmt: skip
 
     async def run(self) -> "Bench":
@@ -89,10 +114,32 @@ async def test_a_run_whose_key_is_taken_does_not_stop_the_others() -> None:
 async def test_a_gap_is_counted_and_logged_and_the_run_goes_on() -> None:
     """Events 2 and 3 never came."""
     with capture_logs() as logs:
-        bench = await Bench(records(run_started()), records(run_ended(4))).run()
+        bench = await Bench(records(run_started()), traced(records(run_ended(4)))).run()
     assert bench.count("missing_events_total") == 2
-    assert [(line["run_id"], line["missing"]) for line in logs if "missing" in line] == [("r", 2)]
+    said = [(line["run_id"], line["trace_id"], line["missing"]) for line in logs if "missing" in line]
+    assert said == [("r", TRACE, 2)]
     assert bench.snapshots.seq == {"r": 4}
+
+
+async def test_the_line_of_a_dead_letter_names_the_run_and_its_trace() -> None:
+    with capture_logs() as logs:
+        await Bench(traced(records(b"no event"))).run()
+    assert [(line["run_id"], line["trace_id"]) for line in logs if "offset" in line] == [("r", TRACE)]
+
+
+async def test_each_run_of_a_batch_has_a_span_below_its_own() -> None:
+    """One that is not sampled, or whose records say nothing of a trace, has none."""
+    written = Written()
+    bench = Bench(
+        [*traced(records(run_started(), run_ended(2)), is_sampled=True), *traced(records(run_started("no")), False),
+         *records(run_started("mute"))],
+        spans=BatchSpans(written, "project"),  # type: ignore[arg-type]
+    )  # fmt: skip
+    await bench.run()
+    ((name, parent, values),) = written.spans
+    assert (name, parent) == ("project", TraceContext(TRACE, span_id("r")))
+    assert (values["start_ns"], values["end_ns"]) == (5_000_000_000, 5_000_000_000)
+    assert values["attributes"] == {"anabranch.run.id": "r", "anabranch.events": 2, "anabranch.delay_ms": 4_000}
 
 
 async def test_events_projected_twice_are_counted_as_repeats() -> None:

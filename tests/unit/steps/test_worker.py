@@ -5,7 +5,9 @@ from functools import partial
 from typing import Any
 
 import pytest
+import structlog
 from pydantic import BaseModel
+from structlog.testing import capture_logs
 
 from anabranch.services.steps.attempt import Attempt
 from anabranch.services.steps.context import StepContext
@@ -873,6 +875,37 @@ def test_a_lapsed_attempt_whose_start_was_never_acknowledged_is_not_forgotten() 
             return [before, world.commands.commits]
 
     assert run(main()) == [{}, {0: 3}]
+
+
+def test_every_line_about_an_attempt_names_run_step_attempt_and_trace() -> None:
+    """Of a lease that lapses, and of answers; also what a handler writes itself."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+    async def main() -> None:
+        async with running(a_world(lease_s=10)) as world:
+            world.send(a_command("short").model_copy(update={"trace_id": trace}))
+            await asyncio.sleep(0.5)
+            world.send(a_command("long", sleep_s=100).model_copy(update={"trace_id": trace}))
+            await asyncio.sleep(2)
+            world.results.go_mute()
+            await asyncio.sleep(20)
+            world.results.speak()
+
+    with capture_logs() as lines:
+        run(main())
+    for event, step in (("attempt answered", "short"), ("lease could not be renewed: handler is cancelled", "long")):
+        (line,) = (line for line in lines if line["event"] == event)
+        assert {name: line[name] for name in ("run_id", "step", "attempt", "trace_id")} == {
+            "run_id": RUN, "step": step, "attempt": 1, "trace_id": trace,
+        }  # fmt: skip
+    context = StepContext(
+        run_id="r-1", step="s", attempt=2, tenant="t", deadline=0, clock=lambda: 0, log=structlog.get_logger()
+    )
+    with capture_logs() as lines:
+        context.log.info("said by a handler")
+    assert lines[0] | {"event": "", "log_level": ""} == {
+        "event": "", "log_level": "", "run_id": "r-1", "step": "s", "attempt": 2, "trace_id": "r1",
+    }  # fmt: skip
 
 
 def test_an_idle_worker_wakes_only_to_poll() -> None:

@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
-from redis.exceptions import RedisError
+from anabranch.shared.runtime.redis import Pipeline, Redis, RedisError
 
 Command = Callable[[Pipeline], Any]
 """Puts one command into a pipeline."""

@@ -6,14 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from anabranch.services.gateway.asking import Asking, Command
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.shared.contracts.errors import AnabranchError
 from anabranch.shared.contracts.limits import MIB
-from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.redis import Redis, RedisError, RedisKeys
 from anabranch.shared.runtime.snapshots import (
     BODY_HASH,
     CREATED_AT,

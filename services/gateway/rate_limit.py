@@ -15,8 +15,6 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from limits.aio.storage import MemoryStorage
 from limits.aio.storage.redis.bridge import RedisBridge
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from anabranch.services.gateway import keys
 from anabranch.services.gateway.client import client_of, tenant_of
@@ -25,7 +23,7 @@ from anabranch.services.gateway.problems import Kind, ProblemError
 from anabranch.services.gateway.route_classes import RouteClass, class_of
 from anabranch.services.gateway.settings import GatewaySettings
 from anabranch.shared.contracts.bounded import BoundedMemory
-from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.redis import Redis, RedisError, RedisKeys
 
 WINDOW_S: Final = 60
 

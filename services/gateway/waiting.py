@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
 from anabranch.services.gateway.followers import Followers
 from anabranch.services.gateway.metrics import GatewayMetrics
 from anabranch.services.gateway.reads import RunReads
 from anabranch.shared.runtime.deadline import Deadline
-from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.redis import PubSub, Redis, RedisError, RedisKeys
 
 LOOK_S: Final = 5.0  # how late a waiter is at worst: a message may be lost with its connection
 _ALIVE_S: Final = 10.0  # a connection that has been silent so long is pinged

@@ -1,11 +1,8 @@
 """Tells the gateways which runs the record has more of: one message for each batch, on one channel."""
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from anabranch.services.history.metrics import HistoryMetrics
 from anabranch.services.history.recording import Changed
-from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.redis import Redis, RedisError, RedisKeys
 
 
 class RedisNotices:

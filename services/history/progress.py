@@ -4,10 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
-from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.redis import Redis, RedisError, RedisKeys
 
 _EVERY_S: Final = 0.5  # below the second from which a read is called stale
 _UNCHANGED: Final = 4  # times that it is the same before it is told again

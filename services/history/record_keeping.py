@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
-from redis.asyncio import Redis
-
 from anabranch.services.history.dead_letters import KafkaDeadLetters
 from anabranch.services.history.decoded import DecodedEvents
 from anabranch.services.history.events import KafkaEventLog, whenever_any
@@ -19,7 +17,7 @@ from anabranch.shared.record.database import UNANSWERED, open_database
 from anabranch.shared.record.errors import RecordUnavailable
 from anabranch.shared.record.schema import SchemaBehind, check
 from anabranch.shared.record.writing import RecordWriter
-from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.redis import Redis, RedisKeys
 from anabranch.shared.runtime.service import Service
 
 _LOOK_AGAIN_S: Final = 1.0  # for a database that is away, or that nobody has brought up to date yet

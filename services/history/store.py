@@ -3,12 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
-
 from anabranch.services.history.projection import RunChange
 from anabranch.shared.contracts.errors import AnabranchError
-from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.redis import NoScriptError, Redis, RedisError, RedisKeys, ResponseError
 from anabranch.shared.runtime.snapshots import SEQ
 
 # One script carries this much at most, so that neither a step with a large output nor many runs hold up the others for

@@ -9,14 +9,11 @@ import signal
 import threading
 from typing import Final
 
-from redis import Redis
-from redis.exceptions import RedisError
-
 from anabranch.shared.contracts.limits import MAX_ERROR_MESSAGE_CHARS
 from anabranch.shared.contracts.text import writable
 from anabranch.shared.contracts.urls import redacted
 from anabranch.shared.runtime.log import hidden_from_logs
-from anabranch.shared.runtime.redis import RedisKeys, redis_arguments
+from anabranch.shared.runtime.redis import BlockingRedis, RedisError, RedisKeys, redis_arguments
 from anabranch.shared.runtime.settings import Settings
 
 _WITHIN_S: Final = 0.3  # of a process that has to be gone within a second
@@ -55,7 +52,7 @@ def say_last_words(settings: Settings, worker: str, why: str) -> None:
 
 def _write(settings: Settings, worker: str, words: str) -> None:
     try:
-        with Redis.from_url(
+        with BlockingRedis.from_url(
             settings.redis_url, socket_timeout=_WITHIN_S, socket_connect_timeout=_WITHIN_S, **redis_arguments(settings)
         ) as redis:
             redis.set(RedisKeys(settings.topic_prefix).worker_end(worker), f"it said {words}".encode(), ex=RETENTION_S)

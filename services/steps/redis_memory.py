@@ -11,12 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from anabranch.services.steps.last_words import RETENTION_S, instance_of
 from anabranch.services.steps.ports import Asked, MemoryUnavailable, Note, Remembered, Take
-from anabranch.shared.runtime.redis import RedisKeys
+from anabranch.shared.runtime.redis import Redis, RedisError, RedisKeys
 
 _BUCKET_MS: Final = 5 * 60 * 1000
 _RETENTION_S: Final = 3600  # architecture §3: how long a repeated command is recognised

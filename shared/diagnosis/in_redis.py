@@ -3,11 +3,8 @@
 import time
 from typing import Any, Final
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
-
 from anabranch.shared.diagnosis.findings import Finding, ok, warning
-from anabranch.shared.runtime.redis import new_redis
+from anabranch.shared.runtime.redis import Redis, RedisError, ResponseError, new_redis
 from anabranch.shared.runtime.settings import Settings
 
 _SLOW_MS: Final = 50.0

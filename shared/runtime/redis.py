@@ -7,15 +7,28 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from anabranch.shared.runtime.absence import import_without
+
+# redis-py imports OpenTelemetry's metrics, of which nobody asks it any, wherever that is installed: 0.2 s and 3 MB.
+import_without("opentelemetry", "redis.asyncio")
+
+from redis import Redis as BlockingRedis
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+from redis.asyncio.client import Pipeline, PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.tls import trust
+
+__all__ = [
+    "BlockingRedis", "NoScriptError", "Pipeline", "PubSub", "Redis", "RedisError", "RedisKeys", "ResponseError",
+    "new_redis", "redis_arguments",
+]  # fmt: skip
 
 _CONNECT_TIMEOUT_S: Final = 1.0
 _READ_TIMEOUT_S: Final = 2.0

@@ -83,7 +83,8 @@ def test_the_image_is_locked_to_what_is_tested(lock: str) -> None:
 
 def test_the_image_has_what_the_services_need() -> None:
     stated = project()["project"]
-    wanted = needed([*stated["dependencies"], *stated["optional-dependencies"]["steps"]])
+    extras = stated["optional-dependencies"]
+    wanted = needed([*stated["dependencies"], *extras["steps"], *extras["tracing"]])
     assert wanted - names(DOCKER / "runtime.lock") == set()
 
 

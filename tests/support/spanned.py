@@ -1,10 +1,11 @@
 """`python -m tests.support.spanned`: a step service whose handlers find the current span, wherever they run."""
 
+import asyncio
 import os
 
 from pydantic import BaseModel
 
-from anabranch.steps import StepContext, serve, step_type
+from anabranch.steps import RetryableError, StepContext, serve, step_type
 
 
 class Given(BaseModel):
@@ -12,6 +13,8 @@ class Given(BaseModel):
 
     value: int = 0
     fails: bool = False
+    fail_attempts: int = 0
+    sleep_s: float = 0
 
 
 class Seen(BaseModel):
@@ -43,8 +46,12 @@ def look(given: Given) -> Seen:
 
 @step_type("spanned")
 async def spanned(given: Given, context: StepContext) -> Seen:
-    """Look in the event loop."""
-    return look(given)
+    """Look in the event loop; so many attempts fail first."""
+    seen = look(given)
+    await asyncio.sleep(given.sleep_s)
+    if context.attempt <= given.fail_attempts:
+        raise RetryableError(f"attempt {context.attempt} fails", error_type="NotYet")
+    return seen
 
 
 @step_type("threaded", runs_in="thread")

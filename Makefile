@@ -73,6 +73,10 @@ check: $(INSTALLED) ## Lint, format, types, import contracts, coverage of the co
 tools: $(INSTALLED) ## Build the tools that check the Kubernetes manifests, from their Go modules
 	@deploy/k8s/tools.sh
 
+.PHONY: k8s
+k8s: $(INSTALLED) ## Try the local overlay on a real Kubernetes that it starts here (TRIAL_ARGS="--rate 5 --seed 0")
+	@deploy/k8s/try.sh
+
 .PHONY: clean
 clean: ## Remove the environment, the stack's data and the tools' caches
 	@rm -rf .venv .anabranch .fuzz .tools dist build htmlcov .coverage*

@@ -37,7 +37,11 @@ if [ "$(cat .tools/schemas.version 2>/dev/null)" != "$wanted" ]; then
     version=${operator#*@}
     directories+=("$(module "${operator%%@*}@${version%%/*}")/${version#*/}")
   done
-  rm -rf .tools/schemas
+  rm -rf .tools/schemas .tools/crds
+  mkdir -p .tools/crds
+  for directory in "${directories[@]}"; do # for an API server (deploy/k8s/trial.py)
+    grep -l '^kind: CustomResourceDefinition$' "$directory"/*.yaml | xargs cp --no-preserve=mode -t .tools/crds
+  done
   for version in "${kubernetes[@]}"; do
     "$python" deploy/k8s/schemas.py ".tools/schemas/$version" \
       "$(module "k8s.io/kubernetes@$version")/api/openapi-spec/swagger.json" "${directories[@]}"

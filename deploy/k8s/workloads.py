@@ -18,6 +18,7 @@ from anabranch.deploy.k8s.services import (
 
 IMAGE = "anabranch"
 SETTINGS = "anabranch-settings"
+GATEWAY_SETTINGS = "gateway-settings"
 _SECRETS_DIR = "/etc/anabranch/secrets"
 _RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -108,7 +109,7 @@ def container(workload: Workload) -> Object:
         "imagePullPolicy": "IfNotPresent",
         "args": [workload.service],
         "ports": [{"name": METRICS_PORT_NAME, "containerPort": HTTP_PORT}],
-        "envFrom": [{"configMapRef": {"name": SETTINGS}}],
+        "envFrom": [{"configMapRef": {"name": name}} for name in _settings_of(workload)],
         "env": environment(workload),
         "resources": {
             "requests": {"cpu": workload.cpu, "memory": workload.memory, "ephemeral-storage": "64Mi"},
@@ -125,6 +126,10 @@ def container(workload: Workload) -> Object:
             *([{"name": "step-secrets", "mountPath": _SECRETS_DIR, "readOnly": True}] if workload.is_step else []),
         ],
     }
+
+
+def _settings_of(workload: Workload) -> list[str]:
+    return [SETTINGS, GATEWAY_SETTINGS] if workload.service == "gateway" else [SETTINGS]
 
 
 def probe(path: str, **numbers: int) -> Object:

@@ -72,7 +72,7 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-@pytest.mark.parametrize("lock", ["runtime.lock", "wheel.lock"])
+@pytest.mark.parametrize("lock", ["runtime.lock", "stores.lock", "wheel.lock"])
 def test_the_image_is_locked_to_what_is_tested(lock: str) -> None:
     """The same version, marker and hashes as in the lock file that the tests are installed from."""
     tested = locked(ROOT / "requirements.lock")

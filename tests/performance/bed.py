@@ -11,6 +11,7 @@ from typing import Final
 from anabranch.deploy.local.ports import free_port
 from anabranch.deploy.local.services import Service, anabranch_services
 from anabranch.deploy.local.stack import LocalStack
+from anabranch.shared.contracts.topics import DEFAULT_PREFIX
 from anabranch.shared.runtime.settings import Settings
 from tests.performance.ends import Ends
 from tests.performance.processes import Processes
@@ -48,17 +49,23 @@ async def bed(
     role_env: Mapping[str, Mapping[str, str]] | None = None,
     database_url: str | None = None,
     services: Sequence[Service] | None = None,
+    bootstrap: str | None = None,
+    redis_url: str | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Bed]:
     """Start a stack with fresh data in a directory of its own, and delete it at the end."""
     data = Path(tempfile.mkdtemp(prefix="anabranch-bench-"))
     try:
         services = services or anabranch_services(orchestrators=orchestrators)
         stack = LocalStack(
-            data, services=services, restart=restart, port=free_port(), env=UNLIMITED, role_env=role_env,
-            database_url=database_url,
+            data, services=services, restart=restart, port=free_port(), env={**UNLIMITED, **(env or {})},
+            role_env=role_env, database_url=database_url, bootstrap=bootstrap, redis_url=redis_url,
         )  # fmt: skip
         async with stack:
-            settings = Settings(kafka_bootstrap_servers=stack.bootstrap, redis_url=stack.redis_url)
+            settings = Settings(
+                kafka_bootstrap_servers=stack.bootstrap, redis_url=stack.redis_url,
+                topic_prefix=(env or {}).get("ANABRANCH_TOPIC_PREFIX", DEFAULT_PREFIX),
+            )  # fmt: skip
             async with Submitter(stack.gateway_url) as submitter, Ends(settings) as ends:
                 yield Bed(stack, settings, submitter, ends)
     finally:

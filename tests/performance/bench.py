@@ -20,6 +20,7 @@ from tests.performance import (
     idle,
     latency,
     memory,
+    metrics_cost,
     observed,
     record_cost,
     recording,
@@ -49,6 +50,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Sizes], Awaitable[None]]]] = {
     "catchup": catchup.measure,
     "streams": streams.measure,
     "observed": observed.measure,
+    "metrics_cost": metrics_cost.measure,
 }
 _NEED_FLOOR: Final = frozenset({"throughput", "latency"})
 _BY_DEFAULT: Final = ("throughput", "latency", "waited", "idle")  # the others take minutes each: name them, or `all`

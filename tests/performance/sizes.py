@@ -32,6 +32,7 @@ class Sizes:
     streams: int = 1_000
     streams_s: float = 60.0
     think_s: float = 8.0  # of a client between two runs
+    cost_pipelines: int = 2_000  # of one block, with metrics and without
     observed_s: float = 600.0
     observed_per_s: int = 30  # runs
     observed_pipelines: int = 100
@@ -45,5 +46,5 @@ def a_look(floor: Path) -> Sizes:
         quiet_s=3, idle_s=5, active_runs=200, changelog_records=10_000, long_steps=1_000, total_steps=4_000,
         memory_runs=2_000, compaction_s=5, clients=100, rounds=2, recorded_runs=20_000, searches=10,
         backlog_events=5_000, streams=100, streams_s=10, think_s=0.5,
-        observed_s=60, observed_pipelines=10, observed_tenants=5,
+        cost_pipelines=300, observed_s=60, observed_pipelines=10, observed_tenants=5,
     )  # fmt: skip

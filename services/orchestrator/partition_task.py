@@ -347,9 +347,10 @@ class PartitionTask:
         self._partition.commit(decision, record.at_ms)
         self._act(decision, message.run_id, record.at_ms)
         self._metrics.decided(message.type, decision.ignored)
+        said = message.__dict__  # not `getattr`: of an attribute that is missing pydantic takes microseconds to say so
         self._logger.debug(
-            "decided", run_id=message.run_id, step=getattr(message, "step", None), type=message.type,
-            attempt=getattr(message, "attempt", None), ignored=decision.ignored,
+            "decided", run_id=message.run_id, step=said.get("step"), type=message.type,
+            attempt=said.get("attempt"), ignored=decision.ignored,
             trace_id=None if decision.run is None else decision.run.trace_id,
         )  # fmt: skip
 

@@ -305,9 +305,10 @@ def _command(
     command = m.RunStep(
         run_id=turn.run.id, step=node.id, attempt=attempt, uses=node.uses, tenant=submission.tenant, input=given.value,
         secrets=tuple(given.secrets) or None, trace_id=turn.trace_id, sending=sending,
-        sampled=None if turn.is_sampled else False,
         timeout_s=node.timeout_s or submission.settings.step_timeout_s, at_ms=at or turn.at,
     )  # fmt: skip
+    if not turn.is_sampled:
+        command = command.model_copy(update={"sampled": False})
     return turn.encode(command, attempt_id(turn.run.id, node.id, attempt))
 
 

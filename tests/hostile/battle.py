@@ -18,10 +18,11 @@ from aiokafka import AIOKafkaProducer
 
 from anabranch.deploy.local.services import Service, anabranch_services
 from anabranch.deploy.local.stack import LocalStack
+from anabranch.deploy.local.targets import TARGETS
 from anabranch.shared.contracts.limits import MIB
 from tests.hostile.attacks import ATTACKS, Arena, pools
 from tests.hostile.misdeeds import NICE
-from tests.hostile.watch import LIMIT_BYTES, SERVERS, Watch
+from tests.hostile.watch import LIMIT_BYTES, SERVERS, Watch, late_s, loop_lags
 from tests.hostile.zoo import a_zoo
 
 LANES: Final = 3  # attacks at once
@@ -64,6 +65,7 @@ class Report:
     endless: list[tuple[str, str]] = field(default_factory=list)
     accepted: int = 0
     watch: Watch | None = None
+    lags: dict[str, dict[float, float]] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -114,6 +116,12 @@ class Report:
         ]
         for name, size in sorted(self.watch.worst.items()):
             lines.append(f"  {name:<14} {size / MIB:6.0f} MiB{'' if name in SERVERS else f' of {LIMIT_BYTES // MIB}'}")
+        lines.append("")
+        for name, lags in sorted(self.lags.items()):
+            p50, p99, worst = (f"{1000 * late_s(lags, percent):.0f}" for percent in (50, 99, 100))
+            lines.append(
+                f"  {name:<14} its loop late by at most {p50} ms in half of the looks, {p99} in 99 %, {worst} ever"
+            )
         lines.append("")
         for kind, outcomes in sorted(self.outcomes.items()):
             said = ", ".join(f"{what} {count}" for what, count in outcomes.most_common(8))
@@ -178,6 +186,7 @@ async def fight(data_dir: Path, minutes: float, seed: int, kinds: Sequence[str])
                 report.endless = await _endless(arena)
             with suppress(Exception):  # whatever became of what was forged
                 await producer.stop()
+        report.lags = await loop_lags(data_dir / TARGETS)
         watching.cancel()
         report.watch.look()
     return report

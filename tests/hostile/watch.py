@@ -1,12 +1,16 @@
 """Who lives, and how much memory each takes: looked at ten times a second, limited by the kernel."""
 
 import asyncio
+import json
 import sys
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
+import aiohttp
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from anabranch.deploy.local.stack import LocalStack
 from anabranch.shared.contracts.limits import MIB
@@ -15,6 +19,7 @@ LIMIT_BYTES: Final = 512 * MIB  # resident, of one of our processes and what it 
 HARD_LIMIT_BYTES: Final = 3072 * MIB  # of its data: who wants more gets a MemoryError, and is a finding
 SERVERS: Final = frozenset({"kafka", "redis"})
 _LOOK_S: Final = 0.1
+_LAG: Final = "event_loop_lag_seconds"
 
 
 class Watch:
@@ -73,3 +78,30 @@ def memory_of(pid: int) -> int:
             with suppress(psutil.Error):
                 largest = max(largest, each.memory_info().rss)
     return largest
+
+
+async def loop_lags(targets: Path) -> dict[str, dict[float, float]]:
+    """Return by service which share of looks found its event loop at most so many seconds late."""
+    lags: dict[str, dict[float, float]] = {}
+    async with aiohttp.ClientSession() as http:
+        for target in json.loads(targets.read_text()):
+            (address,) = target["targets"]
+            async with http.get(f"http://{address}/metrics") as answer:
+                lags[target["labels"]["instance"]] = _shares(await answer.text())
+    return lags
+
+
+def late_s(shares: dict[float, float], percent: int) -> float:
+    """Return the seconds that so many per cent of the looks were late at most, rounded up to a bucket."""
+    return min((seconds for seconds, share in shares.items() if 100 * share >= percent), default=0.0)
+
+
+def _shares(metrics: str) -> dict[float, float]:
+    counts = {
+        float(sample.labels["le"]): sample.value
+        for family in text_string_to_metric_families(metrics)
+        if family.name.endswith(_LAG)
+        for sample in family.samples
+        if sample.name.endswith("_bucket")
+    }
+    return {seconds: count / max(1.0, counts[float("inf")]) for seconds, count in counts.items()}

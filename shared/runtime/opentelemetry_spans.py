@@ -61,6 +61,10 @@ class Spans:
         self._drops = drops
         self._tracer = provider.get_tracer("anabranch", __version__)
         self.now_ns = now_ns
+        self._is_closing = threading.Event()
+        # Started now: at the end of the interpreter, when `atexit` closes, Python 3.12.0 and 3.12.1 start none.
+        self._closer = threading.Thread(target=self._close_when_told, name="close tracing", daemon=True)
+        self._closer.start()
 
     def begin(
         self,
@@ -120,13 +124,16 @@ class Spans:
 
     def close_now(self) -> None:
         """Send what is left, if the collector takes it soon: a thread that waits for one does not hold up the end."""
-        closing = threading.Thread(target=self._provider.shutdown, name="close tracing", daemon=True)
-        closing.start()
-        closing.join(0.0 if self._drops.is_dropping else _CLOSE_S)
+        self._is_closing.set()
+        self._closer.join(0.0 if self._drops.is_dropping else _CLOSE_S)
 
     async def close(self) -> None:
         """Do so without holding up the event loop."""
         await asyncio.to_thread(self.close_now)
+
+    def _close_when_told(self) -> None:
+        self._is_closing.wait()
+        self._provider.shutdown()
 
 
 def open_spans(
@@ -247,7 +254,7 @@ class _Drops:
     @property
     def is_dropping(self) -> bool:
         """Whether spans were dropped lately."""
-        return self._count > 0
+        return self._count > 0 and time.monotonic() - self._last_s < QUIET_S
 
     def dropped(self, count: int, why: str) -> None:
         """So many are lost."""

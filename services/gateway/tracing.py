@@ -43,7 +43,8 @@ class RequestSpans:
                 status = response.status
                 return response
             finally:
-                self._end(request, status)
+                with self._spans.failing_alone():
+                    self._end(request, status)
 
         return traced
 

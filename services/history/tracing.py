@@ -31,7 +31,8 @@ class BatchSpans:
         for record in records:
             of_runs.setdefault(record.key or b"", []).append(record)
         for key, of_run in of_runs.items():
-            self._write(key.decode(errors="replace"), of_run, began_ns, end_ns)
+            with self._spans.failing_alone():
+                self._write(key.decode(errors="replace"), of_run, began_ns, end_ns)
 
     def _write(self, run_id: str, records: list[EventRecord], began_ns: int, end_ns: int) -> None:
         said = trace_context_in(header(records[0].headers, "traceparent"))

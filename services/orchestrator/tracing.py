@@ -37,6 +37,10 @@ class DecisionSpans:
 
     def decided(self, record: InboxRecord, message: m.RunMessage, decision: Decision, began_ns: int) -> None:
         """Write the spans of a decision that is not committed yet: the run is still what it was before."""
+        with self._spans.failing_alone():
+            self._decided(record, message, decision, began_ns)
+
+    def _decided(self, record: InboxRecord, message: m.RunMessage, decision: Decision, began_ns: int) -> None:
         run = decision.run
         trace = None if run is None else trace_of_run(run.id, run.trace_id, sampled=run.submission.sampled)
         if run is None or trace is None or not trace.is_sampled:

@@ -28,21 +28,26 @@ class TracedInvoke:
         self._uses = uses
 
     async def __call__(self, given: object, context: StepContext) -> Outcome:
-        span = self._begin(context)
+        span = None
+        with self._spans.failing_alone():
+            span = self._begin(context)
         if span is None:
             return await self._invoke(given, context)
         error = _ENDED
         try:
             with self._spans.current(span):
                 outcome = await self._invoke(given, context)
-            error = _error_of(outcome, context, span)
+            error = ""
+            with self._spans.failing_alone():
+                error = _error_of(outcome, context, span)
         except asyncio.CancelledError:
             raise
         except Exception as raised:
             error = type(raised).__name__
             raise
         finally:
-            self._spans.end(span, error=error)
+            with self._spans.failing_alone():
+                self._spans.end(span, error=error)
         return outcome
 
     def _begin(self, context: StepContext) -> "OpenSpan | None":

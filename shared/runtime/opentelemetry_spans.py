@@ -32,6 +32,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from structlog.typing import FilteringBoundLogger
 
 from anabranch import __version__
+from anabranch.shared.contracts.text import writable
 from anabranch.shared.contracts.traces import TraceContext
 from anabranch.shared.runtime.errors import UnusableSettings
 from anabranch.shared.runtime.tracing import BATCH, QUEUE, SAMPLER, SAMPLER_ARGUMENT, Sent, shown_endpoint
@@ -116,6 +117,17 @@ class Spans:
             yield
         finally:
             detach(token)
+
+    @contextmanager
+    def failing_alone(self) -> Iterator[None]:
+        """Have what is raised in here cost the spans alone: it is counted and said as their loss, and goes no further.
+
+        Whoever decides, projects or runs a handler would stop of it, and again at the same record.
+        """
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever writing spans raises, a processor of a handler's own too
+            self._drops.dropped(1, f"they cannot be written: {writable(repr(error))}")
 
     def outgoing_headers(self) -> dict[str, str]:
         """Return the `traceparent` of the current span, if there is one."""

@@ -1,4 +1,5 @@
 import json
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +49,9 @@ class Written:
 
     def write(self, name: str, parent: TraceContext, **values: Any) -> None:
         self.spans.append((name, parent, values))
+
+    def failing_alone(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class Bench:
@@ -125,6 +129,22 @@ async def test_the_line_of_a_dead_letter_names_the_run_and_its_trace() -> None:
     with capture_logs() as logs:
         await Bench(traced(records(b"no event"))).run()
     assert [(line["run_id"], line["trace_id"]) for line in logs if "offset" in line] == [("r", TRACE)]
+
+
+class BrokenSpans(Written):
+    """Raises whatever it is to write."""
+
+    def write(self, name: str, parent: TraceContext, **values: Any) -> None:
+        raise ZeroDivisionError
+
+    def failing_alone(self) -> AbstractContextManager[None]:
+        return suppress(ZeroDivisionError)
+
+
+async def test_a_span_that_cannot_be_written_holds_nothing_up() -> None:
+    spans = BatchSpans(BrokenSpans(), "project")  # type: ignore[arg-type]
+    bench = await Bench(traced(records(run_started(), run_ended(2))), spans=spans).run()
+    assert (bench.snapshots.seq, bench.log.offsets_done) == ({"r": 2}, [0, 1])
 
 
 async def test_each_run_of_a_batch_has_a_span_below_its_own() -> None:

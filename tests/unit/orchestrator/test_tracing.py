@@ -1,5 +1,6 @@
 """Which spans decisions come to: of each attempt one, when it ends, however it ends, and of each run one."""
 
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,13 +51,26 @@ class Written:
     def write(self, name: str, parent: TraceContext | None, **values: Any) -> None:
         self.spans.append((name, parent, values))
 
+    def failing_alone(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class Broken(Written):
+    """Raises whatever it is to write."""
+
+    def write(self, name: str, parent: TraceContext | None, **values: Any) -> None:
+        raise ZeroDivisionError
+
+    def failing_alone(self) -> AbstractContextManager[None]:
+        return suppress(ZeroDivisionError)
+
 
 class Traced(Builder):
     """A run whose decisions are written down as the partition task does it."""
 
-    def __init__(self) -> None:
+    def __init__(self, written: Written | None = None) -> None:
         super().__init__()
-        self.written = Written()
+        self.written = written or Written()
         self.spans = DecisionSpans(self.written, 3)  # type: ignore[arg-type]
         self.headers: Headers = ()
         self.offset = 0
@@ -201,6 +215,14 @@ def test_of_a_run_that_is_not_sampled_or_has_no_trace_nothing_is_written(trace: 
     run = traced(a(), **trace)
     run.takes(succeeded("a"))
     assert run.written.spans == []
+
+
+def test_a_span_that_cannot_be_written_stops_no_decision() -> None:
+    """Its partition would be taken over, and the next owner stop at the same record."""
+    run = Traced(Broken())
+    run.takes(a(), succeeded("a"))
+    assert run.of(Channel.COMMANDS)
+    assert run.of(Channel.RUN_EVENTS)
 
 
 def test_every_record_of_a_run_that_is_not_sampled_says_so() -> None:

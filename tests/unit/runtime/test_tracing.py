@@ -285,3 +285,14 @@ async def test_the_last_spans_are_given_time_although_some_were_dropped_long_ago
         spans.write("last", PARENT, end_ns=time.time_ns())
         await spans.close()
         assert counts.sent == 1
+
+
+def test_what_cannot_be_written_is_counted_and_said_and_goes_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, counts = Lines(), Counts()
+    with opened("http://127.0.0.1:1", log, counts, monkeypatch) as spans:
+        for _ in range(2):
+            with spans.failing_alone():
+                raise ValueError("no \udcff")
+    assert counts.dropped == 2
+    assert log.events() == ["tracing is on", "spans are dropped"]
+    assert log.said[1][2]["why"] == "they cannot be written: ValueError('no \\udcff')"

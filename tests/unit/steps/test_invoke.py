@@ -14,6 +14,7 @@ from anabranch.services.steps.guard import Failure, Returned
 from anabranch.services.steps.invoke import HandlerProcessDied, invoker
 from anabranch.services.steps.step_type import StepTypeInvalid, step_type
 from anabranch.shared.contracts.ids import new_run_id
+from anabranch.shared.runtime.opentelemetry_spans import Spans
 from anabranch.shared.runtime.tracing import start_tracing
 from tests.support.apart import Given, Where, apart
 from tests.support.collector import Collector
@@ -121,3 +122,24 @@ async def test_a_handler_finds_its_span_wherever_it_runs(step: Any, monkeypatch:
     assert (good.error, bad.error) == ("", "ValueError: no such thing")
     assert bad.attributes["error.type"] == "ValueError"
     assert (unsampled.value["trace_id"], unsampled.value["is_sampled"]) == (TRACE, False)
+
+
+@pytest.mark.parametrize("broken", ["begin", "end", "write"])
+async def test_a_span_that_cannot_be_written_changes_no_answer(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor of spans that the handler's own module adds may raise, for instance."""
+
+    def raise_something(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    spans = start_tracing("test", "here-1", os.environ, structlog.get_logger())
+    assert spans is not None
+    monkeypatch.setattr(Spans, broken, raise_something)
+    async with invoker(threaded_seen, 1, spans=spans) as invoke:
+        seen = await invoke({"value": 5}, a_context(new_run_id()))
+        failed = await invoke({"fails": True}, a_context(new_run_id()))
+    await spans.close()
+    assert isinstance(seen, Returned)
+    assert seen.value["value"] == 5
+    assert isinstance(failed, Failure)
+    assert failed.error_type == "ValueError"

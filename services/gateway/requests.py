@@ -95,8 +95,9 @@ def refuse_query_but(request: web.Request, *known: str) -> None:
 
 
 def trace_of(request: web.Request) -> TraceContext | None:
-    """Return where the client's trace goes on, if it sent a `traceparent` that is one."""
-    return trace_context_in(request.headers.get("traceparent"))
+    """Return where the client's trace goes on, if it sent a `traceparent` that is one; of two neither is heeded."""
+    given = request.headers.getall("traceparent", ())
+    return trace_context_in(given[0]) if len(given) == 1 else None
 
 
 def trace_id_of(request: web.Request) -> str:

@@ -11,8 +11,8 @@ from anabranch.shared.contracts.codec import trace_id_or
 from anabranch.shared.contracts.ids import attempt_id, span_id
 
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}")
-_TRACEPARENT: Final = re.compile(
-    r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
+_TRACEPARENT: Final = re.compile(  # of version 00, which has 55 characters, and of later ones, which may have more
+    r"(?!ff|00.{54})[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
 _SAMPLED: Final = 1  # of the flags
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import structlog
+from multidict import CIMultiDict
 
 from anabranch.services.gateway.tracing import RequestSpans
 from anabranch.shared.contracts.codec import header
@@ -16,7 +17,7 @@ from anabranch.shared.runtime.opentelemetry_spans import open_spans
 from anabranch.shared.runtime.tracing import Sent
 from tests.support.collector import Collector
 
-from .fakes import Bench, a_gateway
+from .fakes import DIAMOND, Bench, a_gateway
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -50,6 +51,15 @@ async def test_without_tracing_a_run_goes_on_below_its_clients_span() -> None:
     assert (alone.trace_id, alone.parent_span, alone.sampled) == (alone.run_id.replace("-", ""), None, None)
     assert record_of(bench, 0) == TraceContext(TRACE, span_id(sampled.run_id))
     assert record_of(bench, 1) == TraceContext(TRACE, span_id(unsampled.run_id), False)
+
+
+async def test_of_two_traces_of_a_client_neither_is_heeded() -> None:
+    """Who sent which of them, nobody can tell."""
+    two = CIMultiDict((("traceparent", f"00-{TRACE}-{SPAN}-01"), ("traceparent", f"00-{TRACE[::-1]}-{SPAN}-01")))
+    async with a_gateway() as bench:
+        await bench.client.post("/v1/runs", json={"definition": DIAMOND}, headers=two)
+    (submitted,) = bench.log.submitted
+    assert (submitted.trace_id, submitted.parent_span) == (submitted.run_id.replace("-", ""), None)
 
 
 async def test_a_submission_goes_on_below_the_span_of_its_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,17 +160,17 @@ def open_spans(
     waiting = _Waiting(int(environment.get(QUEUE) or _QUEUE_SPANS), drops)
     batch = int(environment.get(BATCH) or min(_BATCH_SPANS, waiting.limit))
     try:
+        provider = TracerProvider(
+            sampler=_sampler_of(environment, decides=service == "gateway"),
+            resource=_resource(service, instance),
+            id_generator=_Ids(),
+            shutdown_on_exit=False,  # it would wait for the collector; `close` does, and not for long
+        )
         processor = BatchSpanProcessor(
             _Exporter(OTLPSpanExporter(), waiting), max_queue_size=waiting.limit, max_export_batch_size=batch
         )
-    except (ValueError, OSError) as error:  # a batch larger than the queue, a certificate that is not there
+    except (ValueError, OSError) as error:  # a batch larger than the queue, a limit that is no number
         raise UnusableSettings(f"traces cannot be sent: {error}") from error
-    provider = TracerProvider(
-        sampler=_sampler_of(environment),
-        resource=_resource(service, instance),
-        id_generator=_Ids(),
-        shutdown_on_exit=False,  # it would wait for the collector; `close` does, and not for long
-    )
     provider.add_span_processor(_Bounded(processor, waiting))
     trace.set_tracer_provider(provider)
     log.info("tracing is on", endpoint=drops.endpoint, sampler=provider.sampler.get_description())
@@ -231,12 +231,15 @@ class _EvenShare(TraceIdRatioBased):
         return super().should_sample(parent_context, spread, *rest, **named)
 
 
-def _sampler_of(environment: Mapping[str, str]) -> Sampler:
+def _sampler_of(environment: Mapping[str, str], *, decides: bool) -> Sampler:
+    """Return what says which traces are sampled. Who does not decide for a run takes none that the gateway did not."""
     kind = environment.get(SAMPLER, "").strip().lower() or "parentbased_always_on"
     share = float(environment.get(SAMPLER_ARGUMENT, "").strip() or 1) if kind.endswith("traceidratio") else 1.0
     roots = {"always_on": ALWAYS_ON, "always_off": ALWAYS_OFF, "traceidratio": _EvenShare(share)}
     root = roots[kind.removeprefix("parentbased_")]
-    return ParentBased(root) if kind.startswith("parentbased_") else root
+    if kind.startswith("parentbased_"):
+        return ParentBased(root)
+    return root if decides else ParentBased(root, remote_parent_sampled=root, local_parent_sampled=root)
 
 
 # --- sending ----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ SAMPLERS: Final = (
 QUEUE: Final = "OTEL_BSP_MAX_QUEUE_SIZE"
 BATCH: Final = "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
 _COUNTS: Final = (QUEUE, BATCH, "OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT")
+_COMPRESSIONS: Final = ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION")
 _SECONDS: Final = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
 _COUNT: Final = re.compile(r"[1-9][0-9]{0,8}")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -154,6 +155,7 @@ _MEANT: Final[Sequence[tuple[tuple[str, ...], Callable[[str], bool], str]]] = (
     (PROTOCOLS, lambda text: text == "http/protobuf", "spans go by http/protobuf, to port 4318 of most collectors"),
     ((SAMPLER,), lambda text: text in SAMPLERS, f"it is one of {', '.join(SAMPLERS)}"),
     ((SAMPLER_ARGUMENT,), _is_share, "a share is a number from 0 to 1"),
+    (_COMPRESSIONS, lambda text: text in ("none", "gzip", "deflate"), "it is none, gzip or deflate"),
     (_COUNTS, _is_count, "it is a whole number from 1 on"),
     (_SECONDS, _is_duration, "it is a number of seconds"),
 )

@@ -103,6 +103,7 @@ def test_the_switch(environment: Mapping[str, str], on: bool) -> None:
         ("OTEL_BSP_MAX_QUEUE_SIZE", "many", "whole number"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0", "whole number"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "seconds"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", "gzip"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused_by_its_name(name: str, value: str, words: str) -> None:
@@ -119,6 +120,28 @@ def test_a_batch_larger_than_the_queue_is_refused(monkeypatch: pytest.MonkeyPatc
         opened("http://127.0.0.1:1", Lines(), Counts(), monkeypatch, **more),
     ):
         pass
+
+
+def test_a_limit_that_is_no_number_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenTelemetry itself finds out."""
+    more = {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "few"}
+    with (
+        pytest.raises(UnusableSettings, match="OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"),
+        opened("http://127.0.0.1:1", Lines(), Counts(), monkeypatch, **more),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("service", "takes"), [("gateway", True), ("orchestrator", False), ("steps.http", False)])
+def test_only_the_gateway_samples_what_was_not(service: str, takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `always_on` is about clients; behind it that would take runs that the gateway has not taken."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    spans = open_spans(service, "here-1", os.environ, Lines(), Counts())  # type: ignore[arg-type]
+    span = spans.begin("below", PARENT._replace(is_sampled=False))
+    assert spans.context_of(span).is_sampled is takes
+    assert spans.context_of(spans.begin("below", PARENT)).is_sampled
+    spans.close_now()
 
 
 def test_without_the_extra_the_error_says_what_to_install() -> None:

@@ -6,6 +6,7 @@ collector does not take, is dropped and counted; one line says when that begins,
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,8 @@ QUIET_S: Final = 15.0  # without a span dropped: then it is over
 _CLOSE_S: Final = 2.0  # for what is still to be sent when a service stops
 _QUEUE_SPANS: Final = 2048  # as the specification has it
 _BATCH_SPANS: Final = 512
+_WHY_CHARS: Final = 500
+_QUERY: Final = re.compile(r"\?\S+")
 _EXPORTERS_LOGGERS: Final = ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal")
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -246,12 +249,15 @@ def _sampler_of(environment: Mapping[str, str], *, decides: bool) -> Sampler:
 
 
 class _WhyNotSent(logging.Handler):
-    """Keeps what the exporter said last, which would be a line for every try."""
+    """Keeps what the exporter said first since it last sent some: later it says only that it has given up.
+
+    It would be a line for every try. The query of the collector's URL, which may be a credential, is left out.
+    """
 
     said = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said = record.getMessage()
+        self.said = self.said or _QUERY.sub("?…", writable(record.getMessage()))[:_WHY_CHARS]
 
 
 class _Drops:

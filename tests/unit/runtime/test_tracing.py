@@ -319,3 +319,16 @@ def test_what_cannot_be_written_is_counted_and_said_and_goes_no_further(monkeypa
     assert counts.dropped == 2
     assert log.events() == ["tracing is on", "spans are dropped"]
     assert log.said[1][2]["why"] == "they cannot be written: ValueError('no \\udcff')"
+
+
+async def test_the_reason_is_said_without_the_query_of_the_collectors_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only that the exporter has given up."""
+    log, counts = Lines(), Counts()
+    more = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1/v1/traces?token=hush"}
+    with opened("", log, counts, monkeypatch, **more, OTEL_EXPORTER_OTLP_TIMEOUT="2") as spans:
+        spans.write("lost", PARENT, end_ns=time.time_ns())
+        async with asyncio.timeout(30):
+            while not counts.dropped or len(log.said) < 2:
+                await asyncio.sleep(0.01)
+    assert "Connection refused" in log.said[1][2]["why"]
+    assert "hush" not in str(log.said)

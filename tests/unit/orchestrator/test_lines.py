@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from anabranch.services.orchestrator.core.partition import Partition
@@ -14,7 +13,6 @@ from .test_figures import SUBMISSION, TRACE, Figures
 
 async def said(event: str) -> dict[str, Any]:
     """Return the line of this event about the result of an attempt."""
-    structlog.reset_defaults()
     with capture_logs() as lines:
         async with Figures() as here:
             await here.decided(SUBMISSION)

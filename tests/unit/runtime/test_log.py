@@ -1,29 +1,14 @@
 """Logs: one JSON line per fact, from libraries too."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
-import structlog
 
 from anabranch.shared.runtime.complaints import Complaints
 from anabranch.shared.runtime.log import MAX_VALUE_CHARS, REPEAT_AFTER_S, configure_logging, get_logger, switch_level
 from anabranch.shared.runtime.settings import Settings
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:] = handlers
-    structlog.reset_defaults()
 
 
 def lines(capfdbinary: pytest.CaptureFixture[bytes]) -> list[dict[str, Any]]:

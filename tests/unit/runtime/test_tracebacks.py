@@ -1,26 +1,15 @@
 """Exceptions whose causes and members are shared: few of them, and very many ways to them."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import orjson
 import pytest
-import structlog
 
 from anabranch.services.steps.guard import failure_of
 from anabranch.shared.runtime.log import configure_logging, get_logger
 from anabranch.shared.runtime.settings import Settings
 from anabranch.shared.runtime.tracebacks import MAX_RENDERED, is_modest, leaves_of
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
-    structlog.reset_defaults()
 
 
 def doubled() -> Exception:

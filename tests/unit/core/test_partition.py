@@ -1,5 +1,9 @@
 """A partition: what a record says to each run it concerns, and how long finished runs are remembered."""
 
+import orjson
+import pytest
+
+from anabranch.services.orchestrator.core.effects import Append, Channel
 from anabranch.services.orchestrator.core.partition import Partition, to_runs
 from anabranch.services.orchestrator.core.stored import Head, Stored
 from anabranch.services.orchestrator.core.transitions import Ignore
@@ -71,3 +75,19 @@ def test_restored_quarantined_run_is_touched_by_nothing() -> None:
     partition = Partition(stored={stored.submission.run_id: stored})
     assert partition.decide(succeeded("a"), 2_000).ignored is Ignore.QUARANTINED
     assert partition.runs == {}
+
+
+def test_how_a_run_was_submitted_is_known_of_active_and_restored_runs() -> None:
+    """And of nobody else's."""
+    active, restored = a_submission({"a": a_step()}, run_id="active"), a_submission({"a": a_step()}, run_id="restored")
+    partition = Partition(stored={"restored": Stored(restored, Head(1, 1_000, 1_000), {})})
+    partition.commit(partition.decide(active, 1_000), 1_000)
+    assert [partition.submission_of(run_id) for run_id in ("active", "restored", "nobody")] == [active, restored, None]
+
+
+@pytest.mark.parametrize("sampled", [None, False])
+def test_a_command_says_of_its_run_that_nobody_writes_spans_of_it(sampled: bool | None) -> None:
+    decision = Partition().decide(a_submission({"a": a_step()}).model_copy(update={"sampled": sampled}), 1_000)
+    appends = [effect for effect in decision.effects if isinstance(effect, Append)]
+    (command,) = (append.value for append in appends if append.channel is Channel.COMMANDS)
+    assert orjson.loads(command).get("sampled") is sampled

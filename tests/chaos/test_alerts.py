@@ -18,7 +18,7 @@ from anabranch.deploy.local.services import anabranch_services
 from anabranch.deploy.local.stack import LocalStack
 from tests.chaos.faults import ACTS, MISBEHAVING, ROLE_ENV, WITNESS, Case, Field, load
 from tests.support.databases import KillablePostgres
-from tests.support.faster_rules import RULES, groups_of, write_faster_rules
+from tests.support.faster_rules import write_faster_rules
 from tests.support.prometheus import ask, firing, needs_prometheus
 
 TIMES: Final = 30  # as much faster: the shortest window then has four scrapes of a second each
@@ -26,7 +26,6 @@ _HEALTHY_S: Final = 25.0  # longer than any alert's `for`
 _FIRES_WITHIN_S: Final = 90.0
 _SILENT_WITHIN_S: Final = 120.0
 _LOOK_EVERY_S: Final = 0.5
-_CASES: Final = [case for act in ACTS for row in act for case in row]
 
 
 class Alerts:
@@ -64,11 +63,6 @@ class Alerts:
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
-
-
-def test_every_alert_has_its_fault() -> None:
-    declared = {rule["alert"] for path in RULES.glob("alerts.yml") for g in groups_of(path) for rule in g["rules"]}
-    assert {name for _, names in _CASES for name in names} == declared
 
 
 @needs_prometheus

@@ -8,6 +8,7 @@ import promql_parser
 import pytest
 
 from anabranch.shared.runtime.metrics import SECONDS
+from tests.chaos.faults import ACTS
 from tests.chaos.test_alerts import TIMES
 from tests.deploy.test_prometheus import rules
 from tests.support.faster_rules import faster, faster_rule, write_faster_rules
@@ -68,3 +69,8 @@ def test_a_bucket_is_still_one() -> None:
 def test_prometheus_reads_them(tmp_path: Path) -> None:
     write_faster_rules(tmp_path / "rules", TIMES)
     promtool("check", "rules", *map(str, (tmp_path / "rules").glob("*.yml")))
+
+
+def test_every_alert_has_a_fault_that_it_fires_by() -> None:
+    cases = [case for act in ACTS for row in act for case in row]
+    assert {name for _, names in cases for name in names} == {rule["alert"] for rule in RULES if "alert" in rule}

@@ -81,13 +81,14 @@ def memory_of(pid: int) -> int:
 
 
 async def loop_lags(targets: Path) -> dict[str, dict[float, float]]:
-    """Return by service which share of looks found its event loop at most so many seconds late."""
+    """Return, for each service that answers, the share of looks that found its loop at most so many seconds late."""
     lags: dict[str, dict[float, float]] = {}
-    async with aiohttp.ClientSession() as http:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http:
         for target in json.loads(targets.read_text()):
             (address,) = target["targets"]
-            async with http.get(f"http://{address}/metrics") as answer:
-                lags[target["labels"]["instance"]] = _shares(await answer.text())
+            with suppress(aiohttp.ClientError, TimeoutError):  # what ended is told by `Watch`
+                async with http.get(f"http://{address}/metrics") as answer:
+                    lags[target["labels"]["instance"]] = _shares(await answer.text())
     return lags
 
 

@@ -40,7 +40,7 @@ class KafkaControl:
     def __init__(self, settings: Settings) -> None:
         self._partition = TopicPartition(settings.topics.control, 0)
         # A worker that was away for longer than the retention goes on from what there is.
-        self._consumer: AIOKafkaConsumer = new_follower(settings)
+        self._consumer: AIOKafkaConsumer = new_follower(settings, auto_offset_reset="earliest")
 
     async def start(self) -> None:
         """Connect."""

@@ -93,9 +93,12 @@ def new_consumer(settings: Settings, *topics: str, group_id: str | None = None, 
     return AIOKafkaConsumer(*topics, **(defaults | overrides))
 
 
-def new_follower(settings: Settings) -> AIOKafkaConsumer:
-    """Return a consumer for `follow`, not started."""
-    return new_consumer(settings, auto_offset_reset="earliest", fetch_max_wait_ms=_FOLLOW_MAX_WAIT_MS)
+def new_follower(settings: Settings, **overrides: Any) -> AIOKafkaConsumer:
+    """Return a consumer for `follow`, not started; `overrides` as in `new_consumer`.
+
+    One whose place the topic no longer has fails, unless told otherwise: who has to know all of it begins anew.
+    """
+    return new_consumer(settings, fetch_max_wait_ms=_FOLLOW_MAX_WAIT_MS, **overrides)
 
 
 async def follow(follower: AIOKafkaConsumer, partition: TopicPartition) -> int:

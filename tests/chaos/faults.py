@@ -33,7 +33,7 @@ ROLE_ENV: Final[Mapping[str, Mapping[str, str]]] = {
 _BATCH: Final = 400
 _QUICK: Final = {"name": "quick", "steps": {"t": {"uses": "transform", "with": {"value": 1}}}}  # needs no worker
 _BACK_WITHIN_S: Final = 60.0
-_STOPPED_S: Final = 1.2
+_STOPPED_S: Final = 2.0
 _RUNNING_S: Final = 0.2
 
 
@@ -210,7 +210,7 @@ async def kafka_is_slow_while_partitions_are_taken_over(field: Field) -> AsyncIt
 
 @asynccontextmanager
 async def slow_kafka(stack: LocalStack) -> AsyncIterator[None]:
-    """Have it run for one seventh of the time."""
+    """Have it run for one eleventh of the time: no restore is over before it is scraped."""
     assert stack.kafka is not None
     stop = stack.kafka.signal
 
